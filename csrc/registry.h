@@ -1,0 +1,34 @@
+// The kernel table: what there is, what fits, and what is taken.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernel.h"
+
+namespace ao_arm {
+
+// All kernels that ao_arm knows, also those that this CPU or this build cannot run.
+const std::vector<const Kernel*>& kernels();
+
+// Null if there is none of this id.
+const Kernel* find_kernel(const std::string& id);
+
+// Every reason why the kernel cannot serve the problem on this CPU. Empty means that it can.
+std::vector<std::string> reject_reasons(const Kernel& kernel, const Problem& problem);
+
+// The cheapest kernel that serves the problem, or the one named `forced` (empty for none). Null, with *error saying
+// why and what can be done, if there is none or the forced one is unknown or does not fit.
+const Kernel* select_kernel(const Problem& problem, const std::string& forced, std::string* error);
+
+std::string join(const std::vector<std::string>& parts);  // "a; b; c"
+
+// The rows, each defined in the file of its kernels.
+extern const Kernel kAclKernel;
+extern const Kernel kPortableBaseline;
+extern const Kernel kPortableAvx2;
+extern const Kernel kPortableAvx512Vnni;
+extern const Kernel kPortableDotprod;
+extern const Kernel kPortableI8mm;
+
+}  // namespace ao_arm
