@@ -182,9 +182,33 @@ class Gemm {
     ITensorPack pack_;
 };
 
+// For the steps in which activations and results are not touched.
+bool run_without_multiplying(Gemm& gemm, Step step, const int8_t* weight, uint8_t* packed, uint8_t* scratch) {
+    alignas(64) static uint8_t untouched[64];
+    return gemm.run(step, reinterpret_cast<int8_t*>(untouched), weight, packed, reinterpret_cast<int32_t*>(untouched),
+                    scratch);
+}
+
+// Memory for trying an operator out.
+struct Memory {
+    explicit Memory(const Gemm& gemm, int64_t columns, int64_t k)
+        : weight(new int8_t[columns * k]),
+          packed(new uint8_t[gemm.packed_bytes()]()),
+          scratch(new uint8_t[gemm.scratch_bytes()]) {}
+
+    bool run(Gemm& gemm, Step step) {
+        return run_without_multiplying(gemm, step, weight.get(), packed.get(), scratch.get());
+    }
+
+    std::unique_ptr<int8_t[]> weight;
+    std::unique_ptr<uint8_t[]> packed;
+    std::unique_ptr<uint8_t[]> scratch;
+};
+
 // What is known of one panel shape on this CPU.
 struct Shape {
     std::string micro_kernel;  // what ACL picks for a whole block of rows
+    bool binds_alone;          // whether binding a packed weight leaves it as it is; a few micro-kernels pack again
     int64_t packed_bytes;
     int64_t scratch_bytes;
     std::array<int8_t, kBlockRows + 1> rows_to_run = {};  // by rows wanted; 0: not known yet
@@ -249,12 +273,21 @@ class Cache {
 
     static std::string name_of(int64_t m, int64_t columns, int64_t k) {
         Gemm gemm(m, columns, k);
+        Memory memory(gemm, columns, k);
         thread_state().micro_kernel.clear();
-        // Never read or written in this step, but the library wants addresses.
-        alignas(64) static uint8_t nowhere[64];
-        gemm.run(Step::kName, reinterpret_cast<int8_t*>(nowhere), nowhere, nowhere, reinterpret_cast<int32_t*>(nowhere),
-                 nowhere);
+        memory.run(gemm, Step::kName);
         return thread_state().micro_kernel;
+    }
+
+    static bool binding_keeps_packed_bytes(int64_t columns, int64_t k) {
+        Gemm gemm(kBlockRows, columns, k);
+        Memory memory(gemm, columns, k);
+        std::memset(memory.weight.get(), 1, columns * k);
+        memory.run(gemm, Step::kPack);
+        const std::vector<uint8_t> before(memory.packed.get(), memory.packed.get() + gemm.packed_bytes());
+        std::memset(memory.weight.get(), 2, columns * k);
+        memory.run(gemm, Step::kName);
+        return std::memcmp(before.data(), memory.packed.get(), before.size()) == 0;
     }
 
     Shape& shape_locked(int64_t columns, int64_t k) {
@@ -263,6 +296,7 @@ class Cache {
             const Gemm gemm(kBlockRows, columns, k);
             shape.packed_bytes = gemm.packed_bytes();
             shape.scratch_bytes = gemm.scratch_bytes();
+            shape.binds_alone = binding_keeps_packed_bytes(columns, k);
             shape.micro_kernel = name_of(kBlockRows, columns, k);
         }
         return shape;
@@ -313,14 +347,12 @@ std::string packing_format(int64_t n, int64_t k) {
 
 int64_t lhs_stride(int64_t k) { return k; }
 
-bool pack_rows_first(const int8_t* transposed, int64_t columns, int64_t k, uint8_t* panel) {
+// `weight` is (k, columns), as ACL wants it.
+bool pack_transposed(const int8_t* weight, int64_t columns, int64_t k, uint8_t* panel) {
     return no_exception([&] {
         Gemm gemm(kBlockRows, columns, k);
         std::vector<uint8_t> scratch(gemm.scratch_bytes());
-        // Not touched when packing.
-        alignas(64) static uint8_t nowhere[64];
-        return gemm.run(Step::kPack, reinterpret_cast<int8_t*>(nowhere), transposed, panel,
-                        reinterpret_cast<int32_t*>(nowhere), scratch.data());
+        return run_without_multiplying(gemm, Step::kPack, weight, panel, scratch.data());
     });
 }
 
@@ -331,7 +363,7 @@ bool pack(const int8_t* values, int64_t columns, int64_t k, uint8_t* panel) {
         for (int64_t l0 = 0; l0 < k; l0 += kTile)
             for (int64_t j = j0; j < std::min(columns, j0 + kTile); ++j)
                 for (int64_t l = l0; l < std::min(k, l0 + kTile); ++l) transposed[l * columns + j] = values[j * k + l];
-    return pack_rows_first(transposed.data(), columns, k, panel);
+    return pack_transposed(transposed.data(), columns, k, panel);
 }
 
 // Packing moves bytes and adds zeros. So packing the number of each byte, digit by digit, tells where it went.
@@ -343,7 +375,7 @@ bool unpack(const uint8_t* panel, int64_t columns, int64_t k, int8_t* values) {
     for (int shift = 0; (columns * k) >> shift != 0; shift += 8) {
         for (int64_t i = 0; i < columns * k; ++i) digits[i] = static_cast<int8_t>(((i + 1) >> shift) & 0xFF);
         std::fill(packed.begin(), packed.end(), uint8_t(0));
-        if (!pack_rows_first(digits.data(), columns, k, packed.data())) return false;
+        if (!pack_transposed(digits.data(), columns, k, packed.data())) return false;
         for (int64_t i = 0; i < bytes; ++i) number[i] |= static_cast<int64_t>(packed[i]) << shift;
     }
     int64_t found = 0;
@@ -412,7 +444,17 @@ void reject(const Problem& problem, std::vector<std::string>& reasons) {
         const TensorInfo rhs = matrix_info(problem.k, columns, DataType::QASYMM8_SIGNED);
         const TensorInfo dst = matrix_info(kBlockRows, columns, DataType::S32);
         const arm_compute::Status status = Operator::validate(&lhs, &rhs, nullptr, &dst, arm_compute::GEMMInfo());
-        if (!bool(status)) reasons.push_back("Arm Compute Library refuses it: " + status.error_description());
+        if (!bool(status)) {
+            reasons.push_back("Arm Compute Library refuses it: " + status.error_description());
+            continue;
+        }
+        no_exception([&] {
+            const Shape& shape = Cache::get().shape(columns, problem.k);
+            if (!shape.binds_alone)
+                reasons.push_back("Arm Compute Library takes its " + shape.micro_kernel +
+                                  " for this shape, which packs the weight on each call");
+            return true;
+        });
     }
 }
 

@@ -70,7 +70,7 @@ Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
         stride *= sizes[i];
     }
     AtenTensorHandle handle;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
                                                            torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
                                                            aoti_torch_device_type_cpu(), 0, &handle));
     return Tensor(handle);

@@ -1,0 +1,115 @@
+"""Cross-builds the project's library and stages a copy of the checkout with it."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from cache import Report, cache_folder, key, locked
+from commands import Unavailable
+
+LIBRARY = "libao_arm.so"
+PACKAGE = "ao_arm"
+
+# The rest of the checkout (build folders, environments, data) may be large and is not needed.
+STAGED_FOLDERS = (PACKAGE, "csrc", "tests", "tutorials")
+NOT_STAGED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "*.dylib", ".*_cache", ".ipynb_checkpoints")
+
+STAGE_KEPT_SECONDS = 24 * 3600
+
+
+class BuildError(RuntimeError):
+    """The project does not build for AArch64; the message is what the build printed."""
+
+
+def program(name: str) -> str:
+    """A build tool, from this Python's environment first: tests may run without it being activated."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    if found := shutil.which(name, path=path):
+        return found
+    raise Unavailable(f"{name} is not installed (python -m pip install {name})")
+
+
+def build_library(
+    checkout: Path,
+    *,
+    definitions: Mapping[str, Path],
+    env: Mapping[str, str],
+    report: Report,
+) -> Path:
+    """Configure, build and install `csrc/` for AArch64, incrementally; returns the library."""
+    cmake, ninja = program("cmake"), program("ninja")
+    asked = {"checkout": str(checkout), "definitions": {name: str(path) for name, path in definitions.items()}}
+    name = f"build-{key(asked)}"
+    folder = cache_folder() / name
+    installed = folder / "installed"
+    configure = [cmake, "-S", str(checkout / "csrc"), "-B", str(folder / "tree"), "-G", "Ninja"]
+    configure += ["-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    configure += [f"-DCMAKE_TOOLCHAIN_FILE={Path(__file__).with_name('toolchain.cmake')}"]
+    configure += [f"-D{name}={path}" for name, path in definitions.items()]
+    with locked(name, report):
+        report("arm64: building the library")
+        _step(configure, env)
+        _step([cmake, "--build", str(folder / "tree")], env)
+        _step([cmake, "--install", str(folder / "tree"), "--prefix", str(installed)], env)
+    library = installed / PACKAGE / LIBRARY
+    if not library.is_file():
+        raise BuildError(f"the build installed no {PACKAGE}/{LIBRARY} below its prefix")
+    return library
+
+
+def _step(command: Sequence[str], env: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        raise BuildError(f"`{' '.join(command)}` failed:\n{done.stdout}")
+
+
+def stage(checkout: Path, library: Path, report: Report) -> Path:
+    """A copy of the checkout's files with the AArch64 library in the package, named after its content.
+
+    An emulated run that takes minutes thus never sees an edit that was made after it started.
+    """
+    with locked("stage", report):
+        part = Path(tempfile.mkdtemp(prefix=".stage-", dir=cache_folder()))
+        try:
+            for path in checkout.iterdir():
+                if path.is_file():
+                    shutil.copy2(path, part)
+                elif path.name in STAGED_FOLDERS:
+                    shutil.copytree(path, part / path.name, ignore=NOT_STAGED)
+            (part / PACKAGE).mkdir(exist_ok=True)
+            shutil.copy2(library, part / PACKAGE / LIBRARY)
+            final = cache_folder() / f"stage-{_digest(part)}"
+            if not final.is_dir():
+                part.chmod(0o755)
+                part.rename(final)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        os.utime(final)
+        _remove_old_stages()
+    return final
+
+
+def _digest(folder: Path) -> str:
+    content = hashlib.sha256()
+    for path in _files(folder):
+        content.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+        content.update(path.read_bytes())
+    return content.hexdigest()[:12]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _remove_old_stages() -> None:
+    for folder in cache_folder().glob("stage-*"):
+        if folder.stat().st_mtime < time.time() - STAGE_KEPT_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,57 @@
+"""A piece is made once, whole or not at all."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cache import cache_folder, piece
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_a_piece_is_filled_once_for_each_question() -> None:
+    filled = []
+
+    def fill(folder: Path) -> None:
+        filled.append(folder)
+        (folder / "file").write_text("content")
+
+    first = piece("toy", {"version": 1}, fill)
+    assert (first / "file").read_text() == "content"
+    assert piece("toy", {"version": 1}, fill) == first
+    assert piece("toy", {"version": 2}, fill) != first
+    assert len(filled) == 2
+
+
+def test_a_failure_leaves_nothing() -> None:
+    def fill(folder: Path) -> None:
+        (folder / "file").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        piece("toy", {}, fill)
+    assert [path.name for path in cache_folder().iterdir()] == ["toy.lock"]
+
+
+def test_what_an_interrupted_process_left_is_removed() -> None:
+    left_over = cache_folder() / ".toy-half"
+    left_over.mkdir()
+    piece("toy", {}, lambda folder: None)
+    assert not left_over.exists()
+
+
+def test_two_at_once_fill_a_piece_once() -> None:
+    filled = []
+
+    def fill(folder: Path) -> None:
+        filled.append(folder)
+        time.sleep(0.1)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(piece, "toy", {}, fill) for _ in range(2))
+        assert first.result() == second.result()
+    assert len(filled) == 1
