@@ -1,9 +1,4 @@
-"""ao_arm: fast and dependable int8 linear layers for PyTorch on Arm CPUs, as a torchao plugin.
-
-    from torchao.quantization import quantize_
-    quantize_(model, ao_arm.acl_int8_dynamic())
-    print(ao_arm.explain(model))
-"""
+"""ao_arm: fast and dependable int8 linear layers for PyTorch on Arm CPUs, as a torchao plugin."""
 
 from . import kernels, reference
 from .config import ACLInt8DynamicActivationInt8WeightConfig, acl_int8_dynamic

@@ -42,7 +42,8 @@ def _fake(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 f"{_library.PATH} has the op {built}, but this Python code expects {schema}: the two are of different "
                 "versions. Reinstall ao_arm."
             )
-        return torch.library.register_fake(f"ao_arm::{name}")(function)
+        torch.library.register_fake(f"ao_arm::{name}")(function)
+        return function
 
     return register
 

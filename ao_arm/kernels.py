@@ -133,9 +133,7 @@ def explain(model: torch.nn.Module) -> Explanation:
                 n, k = info["n"], info["k"]
                 rejected = {kernel.id: kernel.reasons for kernel in list(n, k) if kernel.reasons}
                 layers.append(
-                    LayerExplanation(
-                        full_name, (n, k), packed.scheme, info["kernel"], info["packing_format"], rejected
-                    )
+                    LayerExplanation(full_name, (n, k), packed.scheme, info["kernel"], info["packing_format"], rejected)
                 )
             elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
                 n, k = parameter.shape

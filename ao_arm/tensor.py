@@ -39,7 +39,7 @@ _is_autocast_enabled = torch.is_autocast_enabled
 
 
 @dataclass(frozen=True)
-class ACLPackedLayout(_LayoutBase):  # type: ignore[misc]
+class ACLPackedLayout(_LayoutBase):
     """How a packed weight is quantized, and how the activations that meet it are.
 
     Attributes:
@@ -65,7 +65,7 @@ class ACLPackedLayout(_LayoutBase):  # type: ignore[misc]
         return f"{self.activation_mapping}, {self.activation_granularity} x {self.weight_granularity}"
 
 
-class ACLPackedTensor(_Base):  # type: ignore[misc]
+class ACLPackedTensor(_Base):
     """An int8 weight (n, k) in the packed form of the kernel that was chosen for it.
 
     Attributes:
@@ -112,7 +112,8 @@ class ACLPackedTensor(_Base):  # type: ignore[misc]
         self.scale = scale
         self.act_pre_scale = act_pre_scale
         self._layout = _layout
-        self.weight_shape = tuple(weight_shape)
+        n, k = weight_shape
+        self.weight_shape = (n, k)
         self.weight_dtype = weight_dtype
         self.transposed = transposed
         # What linear reads on each call, as plain attributes: reading a tensor's shape or dtype costs microseconds.
@@ -194,7 +195,9 @@ class ACLPackedTensor(_Base):  # type: ignore[misc]
     def scheme(self) -> str:
         """Activation and weight quantization in words."""
         layout = self._layout
-        return f"int8 dynamic ({layout.activation_mapping}, {layout.activation_granularity} x {layout.weight_granularity})"
+        return (
+            f"int8 dynamic ({layout.activation_mapping}, {layout.activation_granularity} x {layout.weight_granularity})"
+        )
 
     @property
     def kernel(self) -> str:
@@ -384,6 +387,7 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
 
 @implements(aten.addmm.default)
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    bias: Tensor
     if kwargs.get("alpha", 1) != 1 or kwargs.get("beta", 1) != 1:
         raise NotImplementedError("addmm with an ACLPackedTensor supports alpha = beta = 1 only")
     bias, input, weight = args[:3]

@@ -408,7 +408,9 @@ bool self_check() {
     std::array<std::vector<int8_t>, 2> weights;
     std::array<std::vector<uint8_t>, 2> panels;
     uint32_t state = 1;
-    const auto next = [&] { return static_cast<int8_t>(static_cast<int>((state = state * 1664525u + 1013904223u) >> 24) % 255 - 127); };
+    const auto next = [&] {
+        return static_cast<int8_t>(static_cast<int>((state = state * 1664525u + 1013904223u) >> 24) % 255 - 127);
+    };
     for (int8_t& value : lhs) value = next();
     for (int w = 0; w < 2; ++w) {
         weights[w].resize(kN * kK);
@@ -422,7 +424,8 @@ bool self_check() {
     std::vector<uint8_t> scratch(scratch_bytes(kN, kK));
     for (int turn = 0; turn < 4; ++turn) {
         const int w = turn % 2;
-        if (!gemm({lhs.data(), kK, panels[w].data(), nullptr, dst.data(), kN, kM, kN, kK, scratch.data()})) return false;
+        if (!gemm({lhs.data(), kK, panels[w].data(), nullptr, dst.data(), kN, kM, kN, kK, scratch.data()}))
+            return false;
         for (int64_t i = 0; i < kM; ++i) {
             for (int64_t j = 0; j < kN; ++j) {
                 int32_t sum = 0;

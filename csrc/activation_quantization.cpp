@@ -43,7 +43,8 @@ RowRange range_of_row(const void* row, int64_t k, bool symmetric, DType dtype) {
     return (symmetric ? routines.absolute_range : routines.range)[static_cast<int>(dtype)](row, k);
 }
 
-void quantize_row(const void* row, int64_t k, int64_t padded_k, const TokenQuantization& token, DType dtype, int8_t* q) {
+void quantize_row(const void* row, int64_t k, int64_t padded_k, const TokenQuantization& token, DType dtype,
+                  int8_t* q) {
     if (!token.finite) {
         std::memset(q, 0, padded_k);
         return;

@@ -17,8 +17,10 @@ struct NamedFeature {
 };
 
 constexpr NamedFeature kNames[] = {
-    {kAvx2, "avx2"}, {kAvx512Vnni, "avx512vnni"}, {kDotprod, "dotprod"}, {kI8mm, "i8mm"},
-    {kFp16, "fp16"}, {kBf16, "bf16"},             {kSve, "sve"},         {kSme2, "sme2"},
+    {kAvx2, "avx2"},       {kAvx512Vnni, "avx512vnni"},
+    {kDotprod, "dotprod"}, {kI8mm, "i8mm"},
+    {kFp16, "fp16"},       {kBf16, "bf16"},
+    {kSve, "sve"},         {kSme2, "sme2"},
 };
 
 #if defined(__x86_64__)
@@ -41,7 +43,7 @@ uint32_t read_features() {
     const unsigned long hwcap = getauxval(AT_HWCAP), hwcap2 = getauxval(AT_HWCAP2);
     const auto bit = [](unsigned long word, int at) { return ((word >> at) & 1) != 0; };
     uint32_t bits = 0;
-    if (bit(hwcap, 10)) bits |= kFp16;  // ASIMDHP
+    if (bit(hwcap, 10)) bits |= kFp16;     // ASIMDHP
     if (bit(hwcap, 20)) bits |= kDotprod;  // ASIMDDP
     if (bit(hwcap, 22)) bits |= kSve;
     if (bit(hwcap2, 13)) bits |= kI8mm;

@@ -9,7 +9,7 @@ namespace ao_arm {
 
 enum CpuFeature : uint32_t {
     kNoFeature = 0,
-    kAvx2 = 1u << 0,  // with FMA, as on every CPU that has it
+    kAvx2 = 1u << 0,        // with FMA, as on every CPU that has it
     kAvx512Vnni = 1u << 1,  // with AVX-512 F, BW, DQ and VL
     kDotprod = 1u << 2,
     kI8mm = 1u << 3,

@@ -32,7 +32,9 @@ struct BFloat16 {
     using Storage = uint16_t;
     using Bits = int16_t;
     static constexpr Bits kMagnitude = 0x7FFF, kInfinity = 0x7F80;
-    static inline float load(Storage value) { return float_of(static_cast<int32_t>(static_cast<uint32_t>(value) << 16)); }
+    static inline float load(Storage value) {
+        return float_of(static_cast<int32_t>(static_cast<uint32_t>(value) << 16));
+    }
     // Round half to even; a NaN stays one.
     static inline Storage store(float value) {
         const uint32_t bits = static_cast<uint32_t>(bits_of(value));

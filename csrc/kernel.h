@@ -24,7 +24,7 @@ struct PanelGemm {
     int64_t lhs_stride;
     const uint8_t* panel;
     const int32_t* column_sums;  // sum over l of weight[j][l]
-    int32_t* dst;  // room for kBlockRows rows, dst_stride elements apart
+    int32_t* dst;                // room for kBlockRows rows, dst_stride elements apart
     int64_t dst_stride;
     int64_t m;
     int64_t columns;

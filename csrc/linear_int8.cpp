@@ -144,7 +144,8 @@ bool run_linear(const LinearInt8& layer, uint8_t* base, const Parallel& parallel
     }
     TokenQuantization shared = {};
     if (!layer.per_token)
-        shared = choose_quantization(range_of_input(layer, scratch.ranges, parallel), layer.activation_symmetric, layer.dtype);
+        shared = choose_quantization(range_of_input(layer, scratch.ranges, parallel), layer.activation_symmetric,
+                                     layer.dtype);
 
     std::atomic<bool> succeeded{true};
     for (int64_t begin = 0; begin < layer.m; begin += cut.stretch_rows) {
@@ -173,8 +174,9 @@ bool run_linear(const LinearInt8& layer, uint8_t* base, const Parallel& parallel
                 const int64_t panel = task / blocks;
                 const int64_t row = task % blocks * block_rows;
                 const int64_t column = panel * kPanelColumns;
-                const PanelGemm call = panel_call(weight, panel, scratch.lhs + row * cut.lhs_stride,
-                                                  std::min(block_rows, rows - row), cut.lhs_stride, scratch.thread, own);
+                const PanelGemm call =
+                    panel_call(weight, panel, scratch.lhs + row * cut.lhs_stride, std::min(block_rows, rows - row),
+                               cut.lhs_stride, scratch.thread, own);
                 if (!weight.kernel->gemm(call)) {
                     succeeded.store(false, std::memory_order_relaxed);
                     return;
@@ -221,7 +223,8 @@ bool run_matmul(const PackedWeight& weight, const int8_t* qdata, int64_t m, int3
         }
         run_strips(parallel, weight.panels(), [&](int64_t first, int64_t last, int64_t strip) {
             for (int64_t panel = first; panel < last; ++panel) {
-                const PanelGemm call = panel_call(weight, panel, lhs, rows, stride, thread, threads + strip * thread.bytes);
+                const PanelGemm call =
+                    panel_call(weight, panel, lhs, rows, stride, thread, threads + strip * thread.bytes);
                 if (!weight.kernel->gemm(call)) succeeded.store(false, std::memory_order_relaxed);
                 for (int64_t row = 0; row < rows; ++row)
                     std::memcpy(output + (begin + row) * weight.n + panel * kPanelColumns,

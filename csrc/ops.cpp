@@ -70,9 +70,10 @@ Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
         stride *= sizes[i];
     }
     AtenTensorHandle handle;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
-                                                           torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                                           aoti_torch_device_type_cpu(), 0, &handle));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
+                                 torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                 aoti_torch_device_type_cpu(), 0, &handle));
     return Tensor(handle);
 }
 
@@ -138,7 +139,8 @@ Tensor linear_int8_dynamic(const Tensor& input, const Tensor& packed_weight, con
         fail("input of shape " + shape_of(input) + " does not fit a weight of shape (" + std::to_string(n) + ", " +
              std::to_string(k) + "): its last dimension must be " + std::to_string(k));
     check_type(weight_scale, ScalarType::Float, "weight_scale", "float32");
-    if (weight_scale.numel() != n) fail("weight_scale must have one element for each of the " + std::to_string(n) + " output channels");
+    if (weight_scale.numel() != n)
+        fail("weight_scale must have one element for each of the " + std::to_string(n) + " output channels");
     if (bias) {
         check_cpu(*bias, "bias");
         layer.bias_dtype = checked_dtype(*bias, "bias");
@@ -163,7 +165,8 @@ Tensor linear_int8_dynamic(const Tensor& input, const Tensor& packed_weight, con
     layer.per_token = per_token;
     const Parallel parallel = worthwhile(layer, torch_threads());
     if (!run_linear(layer, thread_scratch(scratch_bytes(layer, parallel)), parallel))
-        fail(std::string("kernel ") + layer.weight.kernel->id + " failed; force another with AO_ARM_KERNEL and pack again");
+        fail(std::string("kernel ") + layer.weight.kernel->id +
+             " failed; force another with AO_ARM_KERNEL and pack again");
     return output;
 }
 
@@ -253,7 +256,8 @@ std::string kernel_table(int64_t n, int64_t k) {
     for (const Kernel* kernel : kernels()) {
         const std::vector<std::string> reasons = reject_reasons(*kernel, problem);
         const std::string cost = reasons.empty() ? std::to_string(kernel->cost(problem, cpu_features())) : "null";
-        json += (json.size() == 1 ? "{\"id\": " : ", {\"id\": ") + quoted(kernel->id) + ", \"summary\": " + quoted(kernel->summary) +
+        json += (json.size() == 1 ? "{\"id\": " : ", {\"id\": ") + quoted(kernel->id) +
+                ", \"summary\": " + quoted(kernel->summary) +
                 ", \"features\": " + quoted(feature_names(kernel->features)) + ", \"reasons\": " + quoted(reasons) +
                 ", \"cost\": " + cost + "}";
     }
@@ -270,7 +274,8 @@ std::string packed_weight_info(const Tensor& packed_weight) {
 
 // JSON: {model, features, build}.
 std::string system_info() {
-    return "{\"model\": " + quoted(cpu_features().model) + ", \"features\": " + quoted(feature_names(cpu_features().bits)) +
+    return "{\"model\": " + quoted(cpu_features().model) +
+           ", \"features\": " + quoted(feature_names(cpu_features().bits)) +
            ", \"build\": " + quoted(build_information()) + "}";
 }
 

@@ -10,7 +10,8 @@ namespace {
 
 constexpr char kMagic[8] = "AOARMPW";
 constexpr const char* kRepack =
-    "Pack the weight again on this machine: load the checkpoint (state_dict files hold plain int8 values and are packed "
+    "Pack the weight again on this machine: load the checkpoint (state_dict files hold plain int8 values and are "
+    "packed "
     "when loaded), or quantize the model here.";
 
 uint64_t checksum_of(const PackedHeader& header) {
@@ -29,7 +30,9 @@ struct Checked {
 };
 
 template <size_t kSize>
-void set_name(char (&field)[kSize], const std::string& name) { std::memcpy(field, name.data(), name.size()); }
+void set_name(char (&field)[kSize], const std::string& name) {
+    std::memcpy(field, name.data(), name.size());
+}
 
 // Whether an intact header's kernel can serve here. Returns an error message, empty on success.
 std::string check_usable(const PackedHeader& header, const Kernel** kernel) {
@@ -103,8 +106,8 @@ std::string open_packed_weight(const uint8_t* bytes, int64_t size, PackedWeight*
     if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0)
         return std::string("these bytes are no packed weight: they do not begin with its mark. ") + kRepack;
     if (header.version != kPackedVersion)
-        return "this packed weight has version " + std::to_string(header.version) + " of the packing; this ao_arm reads version " +
-               std::to_string(kPackedVersion) + ". " + kRepack;
+        return "this packed weight has version " + std::to_string(header.version) +
+               " of the packing; this ao_arm reads version " + std::to_string(kPackedVersion) + ". " + kRepack;
     if (header.checksum != checksum_of(header))
         return std::string("the header of this packed weight is damaged: its checksum does not match. ") + kRepack;
     if (header.total_bytes != size)

@@ -16,9 +16,9 @@
 namespace ao_arm {
 
 struct PackedHeader {
-    char magic[8];            // "AOARMPW" and a zero byte
-    uint32_t version;         // kPackedVersion
-    int32_t scheme;           // Scheme
+    char magic[8];     // "AOARMPW" and a zero byte
+    uint32_t version;  // kPackedVersion
+    int32_t scheme;    // Scheme
     int64_t n;
     int64_t k;
     int64_t panel_columns;
@@ -40,9 +40,7 @@ struct PackedWeight {
     const uint8_t* base;
 
     int64_t panels() const { return (n + kPanelColumns - 1) / kPanelColumns; }
-    int64_t columns_of(int64_t panel) const {
-        return panel + 1 < panels() ? kPanelColumns : n - panel * kPanelColumns;
-    }
+    int64_t columns_of(int64_t panel) const { return panel + 1 < panels() ? kPanelColumns : n - panel * kPanelColumns; }
     int64_t column_sums_offset() const { return sizeof(PackedHeader); }
     int64_t panels_offset() const { return column_sums_offset() + round_up(n * 4, 64); }
     int64_t panel_offset(int64_t panel) const {

@@ -43,7 +43,8 @@ constexpr Architecture kHere = Architecture::kAny;
 template <Architecture kArchitecture>
 void reject(const Problem&, std::vector<std::string>& reasons) {
     if (kArchitecture == Architecture::kAny || kArchitecture == kHere) return;
-    reasons.push_back(kArchitecture == Architecture::kX86 ? "it is built for x86-64 only" : "it is built for AArch64 only");
+    reasons.push_back(kArchitecture == Architecture::kX86 ? "it is built for x86-64 only"
+                                                          : "it is built for AArch64 only");
 }
 
 // Fixed cycles of a call, and multiply-accumulates a cycle: modelled on Neoverse N1 and V1, measured on x86.
@@ -54,8 +55,18 @@ double cost(const Problem& problem, const CpuFeatures&) {
 
 template <Architecture kArchitecture, int kMacsPerCycle>
 constexpr Kernel row(const char* id, const char* summary, uint32_t features, bool (*gemm)(const PanelGemm&)) {
-    return {id,     summary,     features,      reject<kArchitecture>, cost<kMacsPerCycle>, packing_format,
-            padded, panel_bytes, scratch_bytes, pack,                  unpack,              gemm};
+    return {id,
+            summary,
+            features,
+            reject<kArchitecture>,
+            cost<kMacsPerCycle>,
+            packing_format,
+            padded,
+            panel_bytes,
+            scratch_bytes,
+            pack,
+            unpack,
+            gemm};
 }
 
 #if defined(__x86_64__)
@@ -75,8 +86,8 @@ constexpr bool (*kI8mmGemm)(const PanelGemm&) = nullptr;
 
 }  // namespace
 
-const Kernel kPortableBaseline = row<Architecture::kAny, 8>("portable/baseline", "plain C++ for any CPU", kNoFeature,
-                                                            isa_baseline::portable_gemm);
+const Kernel kPortableBaseline =
+    row<Architecture::kAny, 8>("portable/baseline", "plain C++ for any CPU", kNoFeature, isa_baseline::portable_gemm);
 const Kernel kPortableAvx2 =
     row<Architecture::kX86, 24>("portable/avx2", "plain C++, compiled for AVX2", kAvx2, kAvx2Gemm);
 const Kernel kPortableAvx512Vnni = row<Architecture::kX86, 80>(

@@ -26,8 +26,9 @@ std::vector<std::string> reject_reasons(const Kernel& kernel, const Problem& pro
         reasons.push_back("n and k must be at least 1, not " + std::to_string(problem.n) + " and " +
                           std::to_string(problem.k));
     if (problem.k > kMaxK)
-        reasons.push_back("with k = " + std::to_string(problem.k) + " a sum of int8 products may not fit in int32 (k may be " +
-                          std::to_string(kMaxK) + " at most)");
+        reasons.push_back("with k = " + std::to_string(problem.k) +
+                          " a sum of int8 products may not fit in int32 (k may be " + std::to_string(kMaxK) +
+                          " at most)");
     kernel.reject_reasons(problem, reasons);
     return reasons;
 }
@@ -44,8 +45,9 @@ const Kernel* select_kernel(const Problem& problem, const std::string& forced, s
         }
         const std::vector<std::string> reasons = reject_reasons(*kernel, problem);
         if (reasons.empty()) return kernel;
-        *error = "AO_ARM_KERNEL forces the kernel " + forced + ", which cannot serve a layer with n = " +
-                 std::to_string(problem.n) + " and k = " + std::to_string(problem.k) + " here: " + join(reasons) +
+        *error = "AO_ARM_KERNEL forces the kernel " + forced +
+                 ", which cannot serve a layer with n = " + std::to_string(problem.n) +
+                 " and k = " + std::to_string(problem.k) + " here: " + join(reasons) +
                  ". Unset it to let ao_arm choose.";
         return nullptr;
     }
@@ -62,8 +64,9 @@ const Kernel* select_kernel(const Problem& problem, const std::string& forced, s
         if (best == nullptr || cost < best_cost) best = kernel, best_cost = cost;
     }
     if (best == nullptr)
-        *error = "no kernel can serve a layer with n = " + std::to_string(problem.n) + " and k = " +
-                 std::to_string(problem.k) + ". " + join(rejected) + ". Leave this layer out with quantize_'s filter_fn.";
+        *error = "no kernel can serve a layer with n = " + std::to_string(problem.n) +
+                 " and k = " + std::to_string(problem.k) + ". " + join(rejected) +
+                 ". Leave this layer out with quantize_'s filter_fn.";
     return best;
 }
 

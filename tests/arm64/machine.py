@@ -60,6 +60,7 @@ class Machine:
         self._report = report
         self._checkout = checkout
         self._built: Path | None = None
+        self._tree = Path()
         self._write_scripts()
 
     def python(self, cpu: str) -> Path:
@@ -98,9 +99,20 @@ class Machine:
                 "ACL_ROOT_DIR": self.root / "sdk",
                 "KLEIDIAI_ROOT_DIR": self.root / "sdk",
             }
-            library = build_library(self._checkout, definitions=definitions, env=_clean(), report=self._report)
+            library, self._tree = build_library(
+                self._checkout, definitions=definitions, env=_clean(), report=self._report
+            )
             self._built = stage(self._checkout, library, self._report)
         return self._built
+
+    def run_kernel_test(self, model: str, timeout: float) -> subprocess.CompletedProcess[str]:
+        """Run the kernels' own test program, which needs no torch, on any of QEMU's CPU models."""
+        self.build()
+        cpu = QEMU_MODELS.get(model, model)
+        command: list[str | Path] = [self.emulator, "-cpu", cpu, "-L", self.root, self._tree / "kernel_test"]
+        return subprocess.run(
+            command, env=_clean(), timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
 
     def environment(self, cpu: str) -> dict[str, str]:
         """The environment of an emulated process."""

@@ -41,15 +41,15 @@ def build_library(
     definitions: Mapping[str, Path],
     env: Mapping[str, str],
     report: Report,
-) -> Path:
-    """Configure, build and install `csrc/` for AArch64, incrementally; returns the library."""
+) -> tuple[Path, Path]:
+    """Configure, build and install `csrc/` for AArch64, incrementally; returns the library and the build folder."""
     cmake, ninja = program("cmake"), program("ninja")
     asked = {"checkout": str(checkout), "definitions": {name: str(path) for name, path in definitions.items()}}
     name = f"build-{key(asked)}"
     folder = cache_folder() / name
     installed = folder / "installed"
     configure = [cmake, "-S", str(checkout / "csrc"), "-B", str(folder / "tree"), "-G", "Ninja"]
-    configure += ["-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    configure += ["-DCMAKE_BUILD_TYPE=Release", "-DAO_ARM_BUILD_TESTS=ON", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     configure += [f"-DCMAKE_TOOLCHAIN_FILE={Path(__file__).with_name('toolchain.cmake')}"]
     configure += [f"-D{name}={path}" for name, path in definitions.items()]
     with locked(name, report):
@@ -60,7 +60,7 @@ def build_library(
     library = installed / PACKAGE / LIBRARY
     if not library.is_file():
         raise BuildError(f"the build installed no {PACKAGE}/{LIBRARY} below its prefix")
-    return library
+    return library, folder / "tree"
 
 
 def _step(command: Sequence[str], env: Mapping[str, str]) -> None:
