@@ -1,6 +1,6 @@
 """ao_arm: fast and dependable int8 linear layers for PyTorch on Arm CPUs, as a torchao plugin."""
 
-from . import kernels, reference
+from . import checkpoint, kernels, reference
 from .config import ACLInt8DynamicActivationInt8WeightConfig, acl_int8_dynamic
 from .kernels import explain
 from .tensor import ACLPackedLayout, ACLPackedTensor
@@ -11,6 +11,7 @@ __all__ = [
     "ACLPackedLayout",
     "ACLPackedTensor",
     "acl_int8_dynamic",
+    "checkpoint",
     "explain",
     "kernels",
     "reference",

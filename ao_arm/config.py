@@ -11,7 +11,8 @@ from torchao.quantization.quant_primitives import MappingType
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from . import kernels
-from .tensor import ACLPackedLayout, ACLPackedTensor, as_weight, check_weight, packed_weight_of
+from .affine_quantized import as_weight, packed_weight_of
+from .tensor import ACLPackedLayout, ACLPackedTensor, check_weight
 
 # Lets torchao's config_from_dict look for configurations here.
 ALLOWED_AO_MODULES.add("ao_arm")

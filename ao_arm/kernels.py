@@ -121,7 +121,7 @@ def explain(model: torch.nn.Module) -> Explanation:
     Args:
         model: any module; layers that ao_arm did not quantize are listed too.
     """
-    from .tensor import packed_weight_of
+    from .affine_quantized import packed_weight_of
 
     layers = []
     for name, module in model.named_modules():

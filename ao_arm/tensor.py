@@ -23,10 +23,7 @@ from .quantize import LARGEST, quantize_weight
 _Base: Any = TorchAOBaseTensor
 _LayoutBase: Any = object
 try:
-    from torchao.dtypes.affine_quantized_tensor import AffineQuantizedTensor, register_layout
-    from torchao.dtypes.affine_quantized_tensor_ops import register_aqt_quantized_linear_dispatch
     from torchao.dtypes.utils import AQTTensorImpl, Layout
-    from torchao.quantization.quant_primitives import ZeroPointDomain
 
     _Base, _LayoutBase = AQTTensorImpl, Layout
     HAS_AQT = True
@@ -66,59 +63,117 @@ class ACLPackedLayout(_LayoutBase):
 
 
 class ACLPackedTensor(_Base):
-    """An int8 weight (n, k) in the packed form of the kernel that was chosen for it.
+    """An int8 weight (n, k), kept in the packed form of the kernel that was chosen for it.
+
+    To torchao it shows plain contents, so that whatever is written of it can be read on any CPU: ``qdata`` is unpacked
+    when it is asked for, and the constructor packs.
+
+    Args:
+        qdata: (n, k) int8 in [-127, 127].
+        scale: (n,) float32, one for each output channel (all equal if the weight is quantized per tensor).
+        _layout: how weight and activations are quantized.
+        weight_dtype: the dtype of the weight that was quantized, and of what ``dequantize`` returns.
+        act_pre_scale: multiplied into activations before they are quantized (SmoothQuant), or None.
 
     Attributes:
         packed_weight: the packed bytes, uint8, with a header that names kernel and shape.
-        scale: (n,) float32, one for each output channel (all equal if the weight is quantized per tensor).
-        act_pre_scale: (k,) multiplied into activations before they are quantized (SmoothQuant), or None.
         weight_shape: (n, k).
-        weight_dtype: the dtype of the weight that was quantized, and of what ``dequantize`` returns.
         transposed: whether this tensor stands for the transpose, (k, n): what ``w.t()`` gives.
     """
 
-    tensor_data_names = ["packed_weight", "scale"]  # noqa: RUF012 (torchao copies these lists)
+    packed_weight: Tensor
+    scale: Tensor
+    act_pre_scale: Tensor | None
+    weight_shape: tuple[int, int]
+    weight_dtype: torch.dtype
+    transposed: bool
+    _layout: ACLPackedLayout
+    _symmetric: bool
+    _per_token: bool
+
+    tensor_data_names = ["qdata", "scale"]  # noqa: RUF012 (torchao wants lists)
     optional_tensor_data_names = ["act_pre_scale"]  # noqa: RUF012
-    tensor_attribute_names = ["_layout", "weight_shape", "weight_dtype"]  # noqa: RUF012
-    optional_tensor_attribute_names = ["transposed"]  # noqa: RUF012
+    tensor_attribute_names = ["_layout", "weight_dtype"]  # noqa: RUF012
 
     def __new__(
         cls,
-        packed_weight: Tensor,
+        qdata: Tensor,
         scale: Tensor,
         _layout: ACLPackedLayout,
+        weight_dtype: torch.dtype,
+        act_pre_scale: Tensor | None = None,
+    ) -> ACLPackedTensor:
+        n, k = qdata.shape
+        packed = _ops.call(_ops.pack_int8, qdata.contiguous(), kernels.select(n, k))
+        full_scale = scale.detach().reshape(-1).to(torch.float32).expand(n).contiguous()
+        return cls._wrap(packed, full_scale, _layout, (n, k), weight_dtype, act_pre_scale)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """``_wrap`` has done everything."""
+
+    @classmethod
+    def _wrap(
+        cls,
+        packed_weight: Tensor,
+        scale: Tensor,
+        layout: ACLPackedLayout,
         weight_shape: tuple[int, int],
         weight_dtype: torch.dtype,
         act_pre_scale: Tensor | None = None,
         transposed: bool = False,
     ) -> ACLPackedTensor:
         n, k = weight_shape
-        made: ACLPackedTensor = torch.Tensor._make_wrapper_subclass(
+        made: Any = torch.Tensor._make_wrapper_subclass(
             cls, (k, n) if transposed else (n, k), dtype=weight_dtype, device=packed_weight.device, requires_grad=False
         )
-        return made
-
-    def __init__(
-        self,
-        packed_weight: Tensor,
-        scale: Tensor,
-        _layout: ACLPackedLayout,
-        weight_shape: tuple[int, int],
-        weight_dtype: torch.dtype,
-        act_pre_scale: Tensor | None = None,
-        transposed: bool = False,
-    ) -> None:
-        self.packed_weight = packed_weight
-        self.scale = scale
-        self.act_pre_scale = act_pre_scale
-        self._layout = _layout
-        n, k = weight_shape
-        self.weight_shape = (n, k)
-        self.weight_dtype = weight_dtype
-        self.transposed = transposed
+        made.packed_weight = packed_weight
+        made.scale = scale
+        made.act_pre_scale = act_pre_scale
+        made._layout = layout
+        made.weight_shape = (n, k)
+        made.weight_dtype = weight_dtype
+        made.transposed = transposed
         # What linear reads on each call, as plain attributes: reading a tensor's shape or dtype costs microseconds.
-        self._symmetric = _layout.activation_mapping == "symmetric"
-        self._per_token = _layout.activation_granularity == "per_token"
+        made._symmetric = layout.activation_mapping == "symmetric"
+        made._per_token = layout.activation_granularity == "per_token"
+        result: ACLPackedTensor = made
+        return result
+
+    def _rewrap(self, function: Callable[[Tensor], Tensor] | None = None, **changes: Any) -> ACLPackedTensor:
+        """A copy with ``function`` applied to each inner tensor and some of ``_wrap``'s arguments changed."""
+        apply = function or (lambda inner: inner)
+        pre_scale = None if self.act_pre_scale is None else apply(self.act_pre_scale)
+        arguments = {
+            "packed_weight": apply(self.packed_weight),
+            "scale": apply(self.scale),
+            "layout": self._layout,
+            "weight_shape": self.weight_shape,
+            "weight_dtype": self.weight_dtype,
+            "act_pre_scale": pre_scale,
+            "transposed": self.transposed,
+        }
+        return ACLPackedTensor._wrap(**{**arguments, **changes})
+
+    _apply_fn_to_data = _rewrap
+
+    def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
+        inner = ["packed_weight", "scale", *(["act_pre_scale"] if self.act_pre_scale is not None else [])]
+        attributes = ("_layout", "weight_shape", "weight_dtype", "transposed")
+        return inner, {name: getattr(self, name) for name in attributes}
+
+    @classmethod
+    def __tensor_unflatten__(
+        cls, inner: dict[str, Tensor], attributes: dict[str, Any], outer_size: Any, outer_stride: Any
+    ) -> ACLPackedTensor:
+        return cls._wrap(
+            inner["packed_weight"],
+            inner["scale"],
+            attributes["_layout"],
+            attributes["weight_shape"],
+            attributes["weight_dtype"],
+            inner.get("act_pre_scale"),
+            attributes["transposed"],
+        )
 
     # --- making one ---
 
@@ -138,7 +193,7 @@ class ACLPackedTensor(_Base):
         check_weight(weight)
         with torch.no_grad():
             qdata, scale = quantize_weight(weight.detach(), layout.weight_granularity == "per_channel")
-            return cls._from_int8(qdata, scale, layout, weight.dtype)
+            return cls(qdata, scale, layout, weight.dtype)
 
     @classmethod
     def from_plain(
@@ -173,21 +228,7 @@ class ACLPackedTensor(_Base):
             raise ValueError(f"data holds -128; quantize with quant_min=-{LARGEST}, quant_max={LARGEST}")
         per_channel = scale.numel() == n and not (n == 1 and _layout.weight_granularity == "per_tensor")
         layout = dataclasses.replace(_layout, weight_granularity="per_channel" if per_channel else "per_tensor")
-        return cls._from_int8(data, scale, layout, dtype)
-
-    @classmethod
-    def _from_int8(
-        cls,
-        qdata: Tensor,
-        scale: Tensor,
-        layout: ACLPackedLayout,
-        dtype: torch.dtype,
-        act_pre_scale: Tensor | None = None,
-    ) -> ACLPackedTensor:
-        n, k = qdata.shape
-        packed = _ops.call(_ops.pack_int8, qdata.contiguous(), kernels.select(n, k))
-        full_scale = scale.detach().reshape(-1).to(torch.float32).expand(n).contiguous()
-        return cls(packed, full_scale, layout, (n, k), dtype, act_pre_scale)
+        return cls(data, scale, layout, dtype)
 
     # --- looking into one ---
 
@@ -207,21 +248,25 @@ class ACLPackedTensor(_Base):
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the weight takes: packed bytes and scales."""
-        extra = 0 if self.act_pre_scale is None else self.act_pre_scale.nbytes
-        return self.packed_weight.nbytes + self.scale.nbytes + extra
+        inner = (self.packed_weight, self.scale, self.act_pre_scale)
+        return sum(int(tensor.nbytes) for tensor in inner if tensor is not None)
+
+    @property
+    def qdata(self) -> Tensor:
+        """Exactly the int8 values (n, k) that were packed."""
+        values: Tensor = _ops.call(_ops.unpack_int8, self.packed_weight)
+        return values
 
     def get_plain(self) -> tuple[Tensor, Tensor, None]:
         """Exactly the int8 values (n, k) that were packed, their scales, (n,) or (1,), and no zero points."""
-        scale = self.scale if self._layout.weight_granularity == "per_channel" else self.scale[:1]
-        return _ops.call(_ops.unpack_int8, self.packed_weight), scale, None
+        return self.qdata, self.scale if self._layout.weight_granularity == "per_channel" else self.scale[:1], None
 
     def get_layout(self) -> ACLPackedLayout:
         return self._layout
 
     def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
         """``q * scale`` in float32, rounded to ``output_dtype`` (default: the weight's dtype); (n, k)."""
-        qdata, scale, _ = self.get_plain()
-        weight = (qdata.to(torch.float32) * scale[:, None]).to(output_dtype or self.weight_dtype)
+        weight = (self.qdata.to(torch.float32) * self.scale[:, None]).to(output_dtype or self.weight_dtype)
         return weight.t() if self.transposed else weight
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -236,30 +281,20 @@ class ACLPackedTensor(_Base):
     ) -> Any:
         if func is torch.nn.functional.linear:
             return linear(*args, **kwargs) if kwargs else linear(*args)
+        if func is torch.Tensor.share_memory_:  # torch would look for a storage of the wrapper, which has none
+            return args[0]._share_memory()
         return super().__torch_function__(func, types, args, kwargs)
 
+    def _share_memory(self) -> ACLPackedTensor:
+        for inner in (self.packed_weight, self.scale, self.act_pre_scale):
+            if inner is not None:
+                inner.share_memory_()
+        return self
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        qdata, scale, _ = self.get_plain()
-        state = (qdata, scale, self.act_pre_scale, self._layout, self.weight_dtype, self.transposed)
-        return _rebuild, (*state, getattr(self, "_is_param", False))
+        from .checkpoint import reduce_packed
 
-
-def _rebuild(
-    qdata: Tensor,
-    scale: Tensor,
-    act_pre_scale: Tensor | None,
-    layout: ACLPackedLayout,
-    dtype: torch.dtype,
-    transposed: bool,
-    is_param: bool,
-) -> ACLPackedTensor:
-    """Unpickles: saved tensors hold plain int8 values, which are packed for the CPU at hand."""
-    made = ACLPackedTensor._from_int8(qdata, scale, layout, dtype, act_pre_scale)
-    if transposed:
-        made = made.t()
-    if is_param:
-        made._is_param = True
-    return made
+        return reduce_packed(self)
 
 
 def check_weight(weight: Tensor) -> None:
@@ -271,32 +306,6 @@ def check_weight(weight: Tensor) -> None:
         raise ValueError(f"its dtype must be float32, bfloat16 or float16, not {weight.dtype}")
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"it must be a matrix (n, k) with n and k of at least 1, not of shape {tuple(weight.shape)}")
-
-
-def packed_weight_of(tensor: Tensor) -> ACLPackedTensor | None:
-    """The ``ACLPackedTensor`` that ``tensor`` is or, as an AffineQuantizedTensor, holds; None if neither."""
-    if isinstance(tensor, ACLPackedTensor):
-        return tensor
-    held = getattr(tensor, "tensor_impl", None) if HAS_AQT and isinstance(tensor, AffineQuantizedTensor) else None
-    return held if isinstance(held, ACLPackedTensor) else None
-
-
-def as_weight(packed: ACLPackedTensor) -> Tensor:
-    """What ``quantize_`` puts in place of a weight: an AffineQuantizedTensor where torchao has it, else ``packed``."""
-    if not HAS_AQT:
-        return packed
-    per_channel = packed.get_layout().weight_granularity == "per_channel"
-    n, k = packed.weight_shape
-    weight: Tensor = AffineQuantizedTensor(
-        packed,
-        (1 if per_channel else n, k),
-        torch.Size((n, k)),
-        quant_min=-LARGEST,
-        quant_max=LARGEST,
-        zero_point_domain=ZeroPointDomain.NONE,
-        dtype=packed.weight_dtype,
-    )
-    return weight
 
 
 def linear(input: Tensor, weight: ACLPackedTensor, bias: Tensor | None = None) -> Tensor:
@@ -329,46 +338,96 @@ def linear(input: Tensor, weight: ACLPackedTensor, bias: Tensor | None = None) -
 
 
 implements = ACLPackedTensor.implements
+_Arguments = tuple[Any, ...]
+_Keywords = dict[str, Any]
 
 
 @implements(aten.linear.default)
-def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
     return linear(*args, **kwargs)
 
 
-@implements(aten.t.default)
-def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    weight: ACLPackedTensor = args[0]
-    flipped = ACLPackedTensor(
-        weight.packed_weight,
-        weight.scale,
-        weight._layout,
-        weight.weight_shape,
-        weight.weight_dtype,
-        weight.act_pre_scale,
-        not weight.transposed,
-    )
-    result: Tensor = return_and_correct_aliasing(func, args, kwargs, flipped)
+@implements([aten.detach.default, aten.alias.default, aten.clone.default, aten.contiguous.default])
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
+    copied = args[0]._rewrap(lambda inner: func(inner, *args[1:], **kwargs))
+    result: Tensor = return_and_correct_aliasing(func, args, kwargs, copied)
     return result
 
 
 @implements(aten._to_copy.default)
-def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
     weight: ACLPackedTensor = args[0]
     target = weight._get_to_kwargs(*args[1:], **kwargs)
     device = torch.device(target["device"])
     if device.type not in ("cpu", "meta"):
         raise NotImplementedError(f"an ACLPackedTensor lives on the CPU, not on {device}: dequantize() it to move it")
-    copied = weight._apply_fn_to_data(lambda inner: inner.to(device, copy=True))
-    return ACLPackedTensor(
-        copied.packed_weight,
-        copied.scale,
-        weight._layout,
-        weight.weight_shape,
-        target["dtype"],
-        copied.act_pre_scale,
-        weight.transposed,
-    )
+    return weight._rewrap(lambda inner: inner.to(device, copy=True), weight_dtype=target["dtype"])
+
+
+@implements([aten.t.default, aten.transpose.int, aten.permute.default])
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
+    weight: ACLPackedTensor = args[0]
+    dims = args[1] if func is aten.permute.default else args[1:] or (1, 0)
+    order = [dim % 2 for dim in dims]
+    if sorted(order) != [0, 1]:
+        raise ValueError(f"an ACLPackedTensor has the dimensions 0 and 1, not {tuple(dims)}")
+    swaps = func is not aten.permute.default or order == [1, 0]
+    flipped = weight._rewrap(transposed=weight.transposed != swaps)
+    result: Tensor = return_and_correct_aliasing(func, args, kwargs, flipped)
+    return result
+
+
+@implements(aten.slice.Tensor)
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
+    """A slice is unpacked, cut and packed again: a tensor of its own, not a view."""
+    weight, dim, *bounds = args
+    dim = (dim if args[1:] else 0) % 2
+    of_k = (dim == 1) != weight.transposed
+    qdata = aten.slice.Tensor(weight.qdata, int(of_k), *bounds)
+    if qdata.numel() == 0:
+        raise ValueError(f"a slice of an ACLPackedTensor must not be empty, as {tuple(qdata.shape)} is")
+    scale, pre_scale = weight.scale, weight.act_pre_scale
+    if not of_k:
+        scale = aten.slice.Tensor(scale, 0, *bounds)
+    elif pre_scale is not None and pre_scale.numel() > 1:
+        pre_scale = aten.slice.Tensor(pre_scale, pre_scale.dim() - 1, *bounds)
+    made = ACLPackedTensor(qdata, scale, weight._layout, weight.weight_dtype, pre_scale)
+    return made._rewrap(transposed=weight.transposed)
+
+
+@implements(aten.copy_.default)
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
+    """What ``load_state_dict`` does without ``assign=True``."""
+    target, source = args[:2]
+    if not isinstance(source, ACLPackedTensor):
+        raise ValueError(
+            f"a {source.dtype} tensor cannot be copied into a weight that ao_arm quantized: load it into the model "
+            "before quantize_"
+        )
+    if not isinstance(target, ACLPackedTensor):
+        raise ValueError(
+            f"a weight that ao_arm quantized cannot be copied into a {target.dtype} tensor: quantize_ the model first, "
+            "or use load_state_dict(..., assign=True)"
+        )
+    for name in ("weight_shape", "_layout", "transposed"):
+        theirs, ours = getattr(source, name), getattr(target, name)
+        if theirs != ours:
+            raise ValueError(f"a weight with {name.strip('_')} {theirs} cannot be copied into one with {ours}")
+    if target.packed_weight.shape == source.packed_weight.shape:
+        target.packed_weight.copy_(source.packed_weight)
+    else:
+        target.packed_weight = source.packed_weight.clone()
+    target.scale.copy_(source.scale)
+    target.act_pre_scale = None if source.act_pre_scale is None else source.act_pre_scale.clone()
+    return target
+
+
+@implements(aten.embedding.default)
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
+    """For a weight that a language model shares between its head and its embedding. Dequantizes, so it is slow."""
+    weight, indices, *rest = args
+    looked_up: Tensor = aten.embedding.default(weight.dequantize(), indices, *rest, **kwargs)
+    return looked_up
 
 
 def _matmul(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -377,30 +436,20 @@ def _matmul(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError(
             "an ACLPackedTensor multiplies as x @ w.t() or F.linear(x, w) only; dequantize() it for other products"
         )
-    return linear(input, weight.t(), bias)
+    return linear(input, weight._rewrap(transposed=False), bias)
 
 
 @implements(aten.mm.default)
-def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
     return _matmul(args[0], args[1], None)
 
 
 @implements(aten.addmm.default)
-def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    bias: Tensor
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
     if kwargs.get("alpha", 1) != 1 or kwargs.get("beta", 1) != 1:
         raise NotImplementedError("addmm with an ACLPackedTensor supports alpha = beta = 1 only")
+    bias: Tensor
     bias, input, weight = args[:3]
     if bias.dim() != 1:
         return _matmul(input, weight, None) + bias
     return _matmul(input, weight, bias)
-
-
-torch.serialization.add_safe_globals([ACLPackedTensor, ACLPackedLayout, _rebuild])
-
-if HAS_AQT:
-    register_layout(ACLPackedLayout)(ACLPackedTensor)
-    register_aqt_quantized_linear_dispatch(
-        lambda input, weight, bias: packed_weight_of(weight) is not None,
-        lambda input, weight, bias: linear(input, weight.tensor_impl, bias),
-    )

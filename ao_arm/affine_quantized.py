@@ -1,0 +1,121 @@
+"""The weight that ``quantize_`` puts into a model: an AffineQuantizedTensor where torchao has it (up to 0.17), with
+``ACLPackedLayout`` registered as one of its layouts; from 0.18 the packed tensor itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .quantize import LARGEST
+from .tensor import HAS_AQT, ACLPackedLayout, ACLPackedTensor, linear
+
+if HAS_AQT:
+    from torchao.dtypes.affine_quantized_tensor import AffineQuantizedTensor, register_layout
+    from torchao.dtypes.affine_quantized_tensor_ops import register_aqt_quantized_linear_dispatch
+    from torchao.quantization.quant_primitives import ZeroPointDomain
+
+    class ACLAffineQuantizedTensor(AffineQuantizedTensor):
+        """An AffineQuantizedTensor that goes straight to ``linear``, takes ``weight=`` as a keyword, can be shared
+        between processes, and is saved in a form that a torchao without AffineQuantizedTensor can load."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            # What torchao's safetensors support stores. On the instance: on the class, torchao would take them for
+            # what the tensor consists of.
+            self.tensor_data_names = ACLPackedTensor.tensor_data_names
+            self.optional_tensor_data_names = ACLPackedTensor.optional_tensor_data_names
+            self.tensor_attribute_names = ACLPackedTensor.tensor_attribute_names
+
+        @classmethod
+        def __torch_function__(
+            cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            if func is torch.nn.functional.linear:
+                return _linear(*args, **kwargs) if kwargs else _linear(*args)
+            if func is torch.Tensor.share_memory_:
+                args[0].tensor_impl._share_memory()
+                return args[0]
+            return super().__torch_function__(func, types, args, kwargs)
+
+        @property
+        def qdata(self) -> Tensor:
+            """The int8 values (n, k)."""
+            return self.tensor_impl.qdata  # type: ignore[no-any-return]
+
+        @property
+        def scale(self) -> Tensor:
+            """The scales, (n,)."""
+            return self.tensor_impl.scale  # type: ignore[no-any-return]
+
+        @property
+        def weight_dtype(self) -> torch.dtype:
+            """The dtype that the weight shows."""
+            return self.dtype  # type: ignore[no-any-return]
+
+        @property
+        def act_pre_scale(self) -> Tensor | None:
+            """What activations are multiplied with before they are quantized (SmoothQuant), or None."""
+            return self.tensor_impl.act_pre_scale  # type: ignore[no-any-return]
+
+        @act_pre_scale.setter
+        def act_pre_scale(self, scale: Tensor | None) -> None:
+            self.tensor_impl.act_pre_scale = scale
+
+        @property
+        def nbytes(self) -> int:
+            """Bytes of memory that the weight takes."""
+            return self.tensor_impl.nbytes  # type: ignore[no-any-return]
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            from .checkpoint import reduce_weight
+
+            return reduce_weight(self.tensor_impl, self)
+
+    def _linear(input: Tensor, weight: ACLAffineQuantizedTensor, bias: Tensor | None = None) -> Tensor:
+        if type(weight) is not ACLAffineQuantizedTensor:
+            raise NotImplementedError("F.linear takes a packed weight as its weight only")
+        return linear(input, weight.tensor_impl, bias)
+
+    @ACLAffineQuantizedTensor.implements([torch.ops.aten.permute.default, torch.ops.aten.transpose.int])
+    def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """``w.T`` and ``w.transpose(0, 1)``, which torchao leaves out."""
+        weight = args[0]
+        dims = args[1] if func is torch.ops.aten.permute.default else args[1:]
+        if [dim % 2 for dim in dims] == [0, 1] and func is torch.ops.aten.permute.default:
+            return weight  # type: ignore[no-any-return]
+        return torch.ops.aten.t.default(weight)  # type: ignore[no-any-return]
+
+    register_layout(ACLPackedLayout)(ACLPackedTensor)
+    # For tensors that torchao's own factories make with our layout.
+    register_aqt_quantized_linear_dispatch(
+        lambda input, weight, bias: packed_weight_of(weight) is not None,
+        lambda input, weight, bias: linear(input, weight.tensor_impl, bias),
+    )
+
+
+def packed_weight_of(tensor: Tensor) -> ACLPackedTensor | None:
+    """The ``ACLPackedTensor`` that ``tensor`` is or, as an AffineQuantizedTensor, holds; None if neither."""
+    if isinstance(tensor, ACLPackedTensor):
+        return tensor
+    held = tensor.tensor_impl if HAS_AQT and isinstance(tensor, AffineQuantizedTensor) else None
+    return held if isinstance(held, ACLPackedTensor) else None
+
+
+def as_weight(packed: ACLPackedTensor) -> Tensor:
+    """What ``quantize_`` puts in place of a weight."""
+    if not HAS_AQT:
+        return packed
+    per_channel = packed.get_layout().weight_granularity == "per_channel"
+    n, k = packed.weight_shape
+    return ACLAffineQuantizedTensor(
+        packed,
+        (1 if per_channel else n, k),
+        torch.Size((n, k)),
+        quant_min=-LARGEST,
+        quant_max=LARGEST,
+        zero_point_domain=ZeroPointDomain.NONE,
+        dtype=packed.weight_dtype,
+    )

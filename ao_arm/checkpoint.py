@@ -1,0 +1,140 @@
+"""How weights are written and read: as plain int8 values, which are packed for the CPU at hand when they are loaded.
+
+A pickled weight (``torch.save`` of a state dict or a model) is a call of ``rebuild`` with a dictionary:
+
+=================  ====================================================================================================
+version            ``FORMAT_VERSION``; a newer one is refused
+qdata              int8, (n, k)
+scale              float32, (n,)
+act_pre_scale      a tensor, or None
+layout             the fields of ``ACLPackedLayout``, as strings
+dtype              the dtype that the weight shows
+transposed         whether the tensor stands for its transpose
+checksum           CRC-32 of the bytes of ``qdata``, continued over those of ``scale``
+is_weight          whether it was what ``quantize_`` puts into a model, which is another class up to torchao 0.17
+is_param           whether it was a parameter
+=================  ====================================================================================================
+
+torchao's safetensors support stores the same contents by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import zlib
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .affine_quantized import as_weight
+from .tensor import HAS_AQT, ACLPackedLayout, ACLPackedTensor
+
+FORMAT_VERSION = 1
+
+_Reduced = tuple[Callable[..., Tensor], tuple[dict[str, Any]]]
+
+
+def reduce_packed(packed: ACLPackedTensor) -> _Reduced:
+    """Pickles a bare tensor; where there is no AffineQuantizedTensor that is what models hold."""
+    return _reduce(packed, is_weight=not HAS_AQT and not packed.transposed, is_param=hasattr(packed, "_is_param"))
+
+
+def reduce_weight(packed: ACLPackedTensor, weight: Tensor) -> _Reduced:
+    """Pickles an AffineQuantizedTensor so that any torchao can load it."""
+    return _reduce(packed, is_weight=True, is_param=hasattr(weight, "_is_param"))
+
+
+def _reduce(packed: ACLPackedTensor, is_weight: bool, is_param: bool) -> _Reduced:
+    qdata = packed.qdata
+    state = {
+        "version": FORMAT_VERSION,
+        "qdata": qdata,
+        "scale": packed.scale,
+        "act_pre_scale": packed.act_pre_scale,
+        "layout": dataclasses.asdict(packed.get_layout()),
+        "dtype": packed.weight_dtype,
+        "transposed": packed.transposed,
+        "checksum": _checksum(qdata, packed.scale),
+        "is_weight": is_weight,
+        "is_param": is_param,
+    }
+    return rebuild, (state,)
+
+
+def _checksum(qdata: Tensor, scale: Tensor) -> int:
+    checksum = 0
+    for tensor in (qdata, scale):
+        array: Any = tensor.contiguous().numpy()
+        checksum = zlib.crc32(array, checksum)
+    return checksum
+
+
+def rebuild(state: dict[str, Any]) -> Tensor:
+    """Makes a weight of what ``_reduce`` wrote; see the module's description.
+
+    Raises:
+        ValueError: if the format is newer than this ao_arm's, or the bytes are damaged.
+    """
+    version = state["version"]
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"this weight was saved in version {version} of ao_arm's checkpoint format; this ao_arm reads version "
+            f"{FORMAT_VERSION} at most: update it"
+        )
+    qdata, scale = state["qdata"], state["scale"]
+    if type(qdata) is Tensor and qdata.device.type == "cpu" and _checksum(qdata, scale) != state["checksum"]:
+        raise ValueError(f"this weight of shape {tuple(qdata.shape)} is damaged: its checksum does not match")
+    packed = ACLPackedTensor(qdata, scale, ACLPackedLayout(**state["layout"]), state["dtype"], state["act_pre_scale"])
+    made: Any = packed.t() if state["transposed"] else as_weight(packed) if state["is_weight"] else packed
+    if state["is_param"]:
+        made._is_param = True
+    result: Tensor = made
+    return result
+
+
+def _weight_from_plain(**contents: Any) -> Tensor:
+    """What torchao's safetensors support calls with the stored contents."""
+    return as_weight(ACLPackedTensor(**contents))
+
+
+def _register_safetensors(utilities: ModuleType) -> None:
+    """Makes torchao's safetensors support accept our weights, under their names in both worlds."""
+    for name in ("ACLPackedTensor", "ACLAffineQuantizedTensor"):
+        utilities.ALLOWED_TENSORS_SUBCLASSES.append(name)
+        utilities.ALLOWED_CLASSES[name] = _weight_from_plain
+    utilities.ALLOWED_CLASSES["ACLPackedLayout"] = ACLPackedLayout
+
+
+class _AfterImport(MetaPathFinder):
+    """Calls ``_register_safetensors`` when torchao's module is imported; to import it ourselves takes a second."""
+
+    module = "torchao.prototype.safetensors.safetensors_utils"
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname != self.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register_safetensors(module)
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+torch.serialization.add_safe_globals([rebuild])
+if _AfterImport.module in sys.modules:
+    _register_safetensors(sys.modules[_AfterImport.module])
+else:
+    sys.meta_path.insert(0, _AfterImport())
