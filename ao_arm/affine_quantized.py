@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .quantize import LARGEST
-from .tensor import HAS_AQT, ACLPackedLayout, ACLPackedTensor, linear
+from .tensor import HAS_AQT, ACLPackedLayout, ACLPackedTensor, copy_weight, linear
 
 if HAS_AQT:
     from torchao.dtypes.affine_quantized_tensor import AffineQuantizedTensor, register_layout
@@ -87,6 +87,18 @@ if HAS_AQT:
         if [dim % 2 for dim in dims] == [0, 1] and func is torch.ops.aten.permute.default:
             return weight  # type: ignore[no-any-return]
         return torch.ops.aten.t.default(weight)  # type: ignore[no-any-return]
+
+    @ACLAffineQuantizedTensor.implements(torch.ops.aten.copy_.default)
+    def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        target, source = ((tensor, packed_weight_of(tensor)) for tensor in args[:2])
+        copy_weight(*(tensor if packed is None else packed for tensor, packed in (target, source)))
+        return args[0]  # type: ignore[no-any-return]
+
+    @ACLAffineQuantizedTensor.implements([torch.ops.aten.mm.default, torch.ops.aten.addmm.default])
+    def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """``x @ w.t()``: as the packed tensor does it, and refuses ``x @ w``, where torchao would assert."""
+        result: Tensor = func(*(packed_weight_of(argument) or argument for argument in args), **kwargs)
+        return result
 
     register_layout(ACLPackedLayout)(ACLPackedTensor)
     # For tensors that torchao's own factories make with our layout.

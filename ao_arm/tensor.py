@@ -30,6 +30,7 @@ try:
 except ImportError:  # torchao 0.18 and newer
     HAS_AQT = False
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 aten = torch.ops.aten
 _linear_int8_dynamic = _ops.linear_int8_dynamic
 _is_autocast_enabled = torch.is_autocast_enabled
@@ -215,13 +216,20 @@ class ACLPackedTensor(_Base):
 
         Raises:
             ValueError: if a tensor has another shape, dtype or range.
-            NotImplementedError: if a zero point is not 0.
+            NotImplementedError: if a zero point is not 0, or a tensor is not on the CPU.
         """
         if data.dtype != torch.int8 or data.dim() != 2:
             raise ValueError(f"data must be an int8 matrix (n, k), not {data.dtype} of shape {tuple(data.shape)}")
+        if dtype not in _FLOATS:
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
+        for name, tensor in (("data", data), ("scale", scale), ("zero_point", zero_point)):
+            if tensor is not None and tensor.device.type != "cpu":
+                raise NotImplementedError(f"{name} is on the device {tensor.device}, and ao_arm packs on the CPU")
         n = data.shape[0]
         if scale.numel() not in (1, n):
             raise ValueError(f"scale must have 1 or n = {n} elements, not {scale.numel()}: groups along k are not int8")
+        if not scale.is_floating_point() or not bool((scale.float().isfinite() & (scale.float() > 0)).all()):
+            raise ValueError("scale must hold positive, finite floats")
         if zero_point is not None and bool((zero_point != 0).any()):
             raise NotImplementedError("weights with zero points are not supported: quantize symmetrically")
         if data.numel() > 0 and int(data.amin()) < -LARGEST:
@@ -243,7 +251,12 @@ class ACLPackedTensor(_Base):
     @property
     def kernel(self) -> str:
         """The id of the kernel that the weight is packed for."""
-        return str(json.loads(_ops.call(_ops.packed_weight_info, self.packed_weight))["kernel"])
+        return str(json.loads(_ops.call(_ops.packed_weight_info, self._bytes()))["kernel"])
+
+    def _bytes(self) -> Tensor:
+        if self.packed_weight.device.type == "meta":
+            raise NotImplementedError("this weight is on the meta device and has no values: load a checkpoint first")
+        return self.packed_weight
 
     @property
     def nbytes(self) -> int:
@@ -254,7 +267,7 @@ class ACLPackedTensor(_Base):
     @property
     def qdata(self) -> Tensor:
         """Exactly the int8 values (n, k) that were packed."""
-        values: Tensor = _ops.call(_ops.unpack_int8, self.packed_weight)
+        values: Tensor = _ops.call(_ops.unpack_int8, self._bytes())
         return values
 
     def get_plain(self) -> tuple[Tensor, Tensor, None]:
@@ -302,7 +315,7 @@ def check_weight(weight: Tensor) -> None:
     if weight.device.type != "cpu":
         todo = "load real values first" if weight.device.type == "meta" else "move the model with .cpu()"
         raise NotImplementedError(f"it is on the device {weight.device}, and ao_arm quantizes on the CPU; {todo}")
-    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if weight.dtype not in _FLOATS:
         raise ValueError(f"its dtype must be float32, bfloat16 or float16, not {weight.dtype}")
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"it must be a matrix (n, k) with n and k of at least 1, not of shape {tuple(weight.shape)}")
@@ -342,6 +355,41 @@ _Arguments = tuple[Any, ...]
 _Keywords = dict[str, Any]
 
 
+def copy_weight(target: Tensor, source: Tensor) -> None:
+    """Copies one packed weight's values into another: what ``load_state_dict`` does without ``assign=True``.
+
+    Raises:
+        ValueError: if either is no packed weight, or their shapes or schemes differ.
+    """
+    if not isinstance(source, ACLPackedTensor):
+        raise ValueError(
+            f"a {source.dtype} tensor cannot be copied into a weight that ao_arm quantized: load it into the model "
+            "before quantize_"
+        )
+    if not isinstance(target, ACLPackedTensor):
+        raise ValueError(
+            f"a weight that ao_arm quantized cannot be copied into a {target.dtype} tensor: quantize_ the model first, "
+            "or use load_state_dict(..., assign=True)"
+        )
+    for name in ("weight_shape", "_layout", "transposed"):
+        theirs, ours = getattr(source, name), getattr(target, name)
+        if theirs != ours:
+            raise ValueError(f"a weight with {name.strip('_')} {theirs} cannot be copied into one with {ours}")
+    if target.packed_weight.shape == source.packed_weight.shape:
+        target.packed_weight.copy_(source.packed_weight)
+    else:
+        target.packed_weight = source.packed_weight.clone()
+    target.scale.copy_(source.scale)
+    target.act_pre_scale = None if source.act_pre_scale is None else source.act_pre_scale.clone()
+
+
+@implements(aten.copy_.default)
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
+    target: Tensor = args[0]
+    copy_weight(target, args[1])
+    return target
+
+
 @implements(aten.linear.default)
 def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
     return linear(*args, **kwargs)
@@ -361,6 +409,10 @@ def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
     device = torch.device(target["device"])
     if device.type not in ("cpu", "meta"):
         raise NotImplementedError(f"an ACLPackedTensor lives on the CPU, not on {device}: dequantize() it to move it")
+    if not target["dtype"].is_floating_point:
+        raise ValueError(
+            f"an ACLPackedTensor stands for floats, not for {target['dtype']}: dequantize() it to convert it"
+        )
     return weight._rewrap(lambda inner: inner.to(device, copy=True), weight_dtype=target["dtype"])
 
 
@@ -393,33 +445,6 @@ def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
         pre_scale = aten.slice.Tensor(pre_scale, pre_scale.dim() - 1, *bounds)
     made = ACLPackedTensor(qdata, scale, weight._layout, weight.weight_dtype, pre_scale)
     return made._rewrap(transposed=weight.transposed)
-
-
-@implements(aten.copy_.default)
-def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    """What ``load_state_dict`` does without ``assign=True``."""
-    target, source = args[:2]
-    if not isinstance(source, ACLPackedTensor):
-        raise ValueError(
-            f"a {source.dtype} tensor cannot be copied into a weight that ao_arm quantized: load it into the model "
-            "before quantize_"
-        )
-    if not isinstance(target, ACLPackedTensor):
-        raise ValueError(
-            f"a weight that ao_arm quantized cannot be copied into a {target.dtype} tensor: quantize_ the model first, "
-            "or use load_state_dict(..., assign=True)"
-        )
-    for name in ("weight_shape", "_layout", "transposed"):
-        theirs, ours = getattr(source, name), getattr(target, name)
-        if theirs != ours:
-            raise ValueError(f"a weight with {name.strip('_')} {theirs} cannot be copied into one with {ours}")
-    if target.packed_weight.shape == source.packed_weight.shape:
-        target.packed_weight.copy_(source.packed_weight)
-    else:
-        target.packed_weight = source.packed_weight.clone()
-    target.scale.copy_(source.scale)
-    target.act_pre_scale = None if source.act_pre_scale is None else source.act_pre_scale.clone()
-    return target
 
 
 @implements(aten.embedding.default)
