@@ -69,6 +69,10 @@ if HAS_AQT:
             """Bytes of memory that the weight takes."""
             return self.tensor_impl.nbytes  # type: ignore[no-any-return]
 
+        def _stable_hash_for_caching(self) -> str:
+            """For the key of torch.compile's cache."""
+            return f"{type(self).__name__}:{self.requires_grad}:{self.tensor_impl._stable_hash_for_caching()}"
+
         def __reduce_ex__(self, protocol: Any) -> Any:
             from .checkpoint import reduce_weight
 
@@ -97,8 +101,17 @@ if HAS_AQT:
     @ACLAffineQuantizedTensor.implements([torch.ops.aten.mm.default, torch.ops.aten.addmm.default])
     def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """``x @ w.t()``: as the packed tensor does it, and refuses ``x @ w``, where torchao would assert."""
-        result: Tensor = func(*(packed_weight_of(argument) or argument for argument in args), **kwargs)
+        held = [packed_weight_of(argument) for argument in args]
+        result: Tensor = func(*(args[i] if packed is None else packed for i, packed in enumerate(held)), **kwargs)
         return result
+
+    def _embedding(input: Tensor, weight: ACLAffineQuantizedTensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.nn.functional.embedding(input, weight.tensor_impl, *args, **kwargs)
+
+    @ACLAffineQuantizedTensor.implements_torch_function(torch.nn.functional.embedding)
+    def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """As the packed tensor does it; torchao's serves its own layout only."""
+        return _embedding(*args, **kwargs)
 
     register_layout(ACLPackedLayout)(ACLPackedTensor)
     # For tensors that torchao's own factories make with our layout.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,7 @@ from torchao.quantization.granularity import Granularity, PerAxis, PerRow, PerTe
 from torchao.quantization.quant_primitives import MappingType
 from torchao.quantization.transform_module import register_quantize_module_handler
 
-from . import kernels
+from . import kernels, progress
 from .affine_quantized import as_weight, packed_weight_of
 from .tensor import ACLPackedLayout, ACLPackedTensor, check_weight
 
@@ -96,6 +97,22 @@ class _ExtraRepr:
         return original if packed is None else f"{original}, {self.parameter_name}={packed!r}"
 
 
+def _qualified_name(parameter_name: str) -> str:
+    """The parameter's name in the whole model, for messages.
+
+    torchao tells handlers only the name in the layer; its own functions, which called us, know the rest.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("torchao.quantization"):
+            for variable in ("cur_fqn", "module_fqn", "fqn"):
+                layer = frame.f_locals.get(variable)
+                if isinstance(layer, str) and layer:
+                    return f"{layer.rstrip('.')}.{parameter_name}"
+        frame = frame.f_back
+    return parameter_name
+
+
 @register_quantize_module_handler(ACLInt8DynamicActivationInt8WeightConfig)
 def _quantize_int8_dynamic(
     module: torch.nn.Module, config: ACLInt8DynamicActivationInt8WeightConfig, *, parameter_name: str = "weight"
@@ -104,7 +121,7 @@ def _quantize_int8_dynamic(
     weight = getattr(module, parameter_name)
     if packed_weight_of(weight) is not None:
         return module
-    name = f"the parameter '{parameter_name}' of {type(module).__name__}({module.extra_repr()})"
+    name = f"the parameter '{_qualified_name(parameter_name)}' of {type(module).__name__}({module.extra_repr()})"
     try:
         check_weight(weight)
         packed = ACLPackedTensor.from_hp(weight, config.layout())
@@ -113,4 +130,5 @@ def _quantize_int8_dynamic(
     kernels.warn_if_slow(packed.kernel, name, *packed.weight_shape)
     setattr(module, parameter_name, torch.nn.Parameter(as_weight(packed), requires_grad=False))
     module.extra_repr = _ExtraRepr(module, parameter_name)  # type: ignore[method-assign]
+    progress.layer_done()
     return module

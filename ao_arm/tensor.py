@@ -7,6 +7,7 @@ On a torchao that has AffineQuantizedTensor (up to 0.17) the class is the ``tens
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -176,6 +177,13 @@ class ACLPackedTensor(_Base):
             attributes["transposed"],
         )
 
+    def _stable_hash_for_caching(self) -> str:
+        """For the key of torch.compile's cache: what a graph depends on, which is everything but the values."""
+        inner = (self.packed_weight, self.scale, self.act_pre_scale)
+        tensors = [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in inner]
+        contents = (self.shape, self.requires_grad, self._layout, self.weight_dtype, self.transposed, tensors)
+        return hashlib.sha256(repr(contents).encode()).hexdigest()
+
     # --- making one ---
 
     @classmethod
@@ -283,7 +291,9 @@ class ACLPackedTensor(_Base):
         return weight.t() if self.transposed else weight
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        where = self.kernel if self.packed_weight.device.type == "cpu" else f"device={self.packed_weight.device}"
+        # Without bytes to read, as on the meta device or while torch.compile traces, no kernel is known.
+        readable = type(self.packed_weight) is Tensor and self.packed_weight.device.type == "cpu"
+        where = self.kernel if readable else f"device={self.packed_weight.device}"
         return f"{type(self).__name__}(shape={tuple(self.shape)}, {self.scheme}, {where}, dtype={self.weight_dtype})"
 
     # --- using one ---

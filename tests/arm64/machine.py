@@ -93,17 +93,22 @@ class Machine:
         The first call builds; later ones return the same folder, whatever was edited since.
         """
         if self._built is None:
-            definitions = {
-                "AO_ARM_CROSS_TOOLS": self.tools(),
-                "AO_ARM_TORCH_DIR": self.root / SITE_PACKAGES / "torch",
-                "ACL_ROOT_DIR": self.root / "sdk",
-                "KLEIDIAI_ROOT_DIR": self.root / "sdk",
-            }
-            library, self._tree = build_library(
-                self._checkout, definitions=definitions, env=_clean(), report=self._report
-            )
-            self._built = stage(self._checkout, library, self._report)
+            self._built, self._tree = self._build({"ACL_ROOT_DIR": self.root / "sdk"})
         return self._built
+
+    def build_without_acl(self) -> Path:
+        """The same without Arm Compute Library: a folder to use as PYTHONPATH."""
+        return self._build({})[0]
+
+    def _build(self, acl: dict[str, Path]) -> tuple[Path, Path]:
+        definitions = {
+            "AO_ARM_CROSS_TOOLS": self.tools(),
+            "AO_ARM_TORCH_DIR": self.root / SITE_PACKAGES / "torch",
+            "KLEIDIAI_ROOT_DIR": self.root / "sdk",
+            **acl,
+        }
+        library, tree = build_library(self._checkout, definitions=definitions, env=_clean(), report=self._report)
+        return stage(self._checkout, library, self._report), tree
 
     def run_kernel_test(self, model: str, timeout: float) -> subprocess.CompletedProcess[str]:
         """Run the kernels' own test program, which needs no torch, on any of QEMU's CPU models."""

@@ -12,7 +12,8 @@ import torch
 CHECKOUT = Path(__file__).parents[2]
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
+    """A build tool, from this Python's environment first: tests may run without it being activated."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     found = shutil.which(name, path=path)
     assert found, f"{name} is not installed: pip install {name}"
@@ -21,11 +22,11 @@ def _program(name: str) -> str:
 
 @pytest.mark.x86
 def test_kernels_on_this_cpu(tmp_path: Path) -> None:
-    cmake = _program("cmake")
+    cmake = program("cmake")
     settings = {
         "AO_ARM_BUILD_TESTS": "ON",
         "AO_ARM_TORCH_DIR": str(Path(torch.__file__).parent),
-        "CMAKE_MAKE_PROGRAM": _program("ninja"),
+        "CMAKE_MAKE_PROGRAM": program("ninja"),
     }
     for command in (
         [cmake, "-S", CHECKOUT / "csrc", "-B", tmp_path, "-G", "Ninja", *(f"-D{k}={v}" for k, v in settings.items())],

@@ -1,0 +1,139 @@
+"""``python -m ao_arm info``: the CPU, the versions and the kernel table, in plain text for bug reports."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torchao
+
+from . import __version__, _library, _ops, kernels
+
+#: Set by tests/arm64 in every emulated process: the name of the CPU model.
+EMULATED_CPU = "AO_ARM_EMULATED_CPU"
+
+#: Linux on Arm gives the number of a core's design, not its name.
+_CPU_PARTS = {
+    "0xac3": "Ampere-1",
+    "0xac4": "Ampere-1A",
+    "0xd03": "Cortex-A53",
+    "0xd05": "Cortex-A55",
+    "0xd08": "Cortex-A72",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse-N1",
+    "0xd40": "Neoverse-V1",
+    "0xd49": "Neoverse-N2",
+    "0xd4f": "Neoverse-V2",
+    "0xd84": "Neoverse-V3",
+    "0xd8e": "Neoverse-N3",
+}
+
+_NO_ACL = (
+    "not in this build. On AArch64 it is needed for the best int8 kernel: install Arm Compute Library 24.11 or newer "
+    "(Debian, Ubuntu: libarm-compute-dev libkleidiai-dev; or set ACL_ROOT_DIR) and build ao_arm again"
+)
+
+
+@dataclass(frozen=True)
+class System:
+    """The machine and the software that figures are measured on.
+
+    Attributes:
+        cpu: the model's name.
+        features: the CPU features that kernels ask for and this CPU has.
+        emulated: the CPU model that tests/arm64 emulates; empty on a real CPU.
+        threads: that torch uses.
+        ao_arm, torch, torchao: versions.
+        build: the compiler of the library, and what is linked into it.
+    """
+
+    cpu: str
+    features: tuple[str, ...]
+    emulated: str
+    threads: int
+    ao_arm: str
+    torch: str
+    torchao: str
+    build: str
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        machine = f"on emulated AArch64: {self.emulated}" if self.emulated else f"on this machine: {self.cpu}"
+        return f"{machine}, {threads}; ao_arm {self.ao_arm}, torch {self.torch}, torchao {self.torchao}"
+
+
+def system() -> System:
+    """What this process runs on."""
+    library = json.loads(_ops.system_info())
+    return System(
+        cpu=_CPU_PARTS.get(library["model"], library["model"]),
+        features=tuple(library["features"]),
+        emulated=os.environ.get(EMULATED_CPU, ""),
+        threads=torch.get_num_threads(),
+        ao_arm=__version__,
+        torch=torch.__version__,
+        torchao=torchao.__version__,
+        build=library["build"],
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--n", type=int, default=768, help="output features of the layer (default: %(default)s)")
+    parser.add_argument("--k", type=int, default=768, help="input features of the layer (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    for line in (*_system_lines(system()), "", *_kernel_lines(args.n, args.k)):
+        print(line)
+    return 0
+
+
+def _system_lines(this: System) -> Iterator[str]:
+    emulated = f" (emulated: {this.emulated})" if this.emulated else ""
+    compiler, *linked = this.build.split("; ")
+    facts = {
+        "CPU": this.cpu + emulated,
+        "features": ", ".join(this.features) or "none that a kernel asks for",
+        "threads": str(this.threads),
+        "ao_arm": this.ao_arm,
+        "torch": this.torch,
+        "torchao": this.torchao,
+        "library": str(_library.PATH),
+        "compiler": compiler,
+        "linked in": ", ".join(linked) or "nothing",
+    }
+    if "Arm Compute Library" not in this.build:
+        facts["ACL"] = _NO_ACL
+    if kernels.FORCE in os.environ:
+        facts[kernels.FORCE] = os.environ[kernels.FORCE]
+    width = max(map(len, facts))
+    return (f"{name:{width}}  {fact}" for name, fact in facts.items())
+
+
+def _kernel_lines(n: int, k: int) -> Iterator[str]:
+    """The kernel table, each row followed by the reasons why that kernel cannot serve the layer."""
+    table = kernels.list(n, k)
+    try:
+        chosen, complaint = kernels.select(n, k), ""
+    except ValueError as error:
+        chosen, complaint = "", str(error)
+    yield f"kernels for a layer with weight (n, k) = ({n}, {k}); cost in cycles of a call with 16 rows"
+    header = ("kernel", "needs", "cost", "")
+    rows = [_row(kernel, chosen) for kernel in table]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row, reasons in zip((header, *rows), ((), *(kernel.reasons for kernel in table)), strict=True):
+        name, needs, cost, verdict = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield f"{name}  {needs}  {cost.strip():>{widths[2]}}  {verdict}".rstrip()
+        yield from (f"    - {reason}" for reason in reasons)
+    if complaint:
+        yield f"no kernel is chosen: {complaint}"
+
+
+def _row(kernel: kernels.Kernel, chosen: str) -> tuple[str, str, str, str]:
+    verdict = "chosen" if kernel.id == chosen else "rejected" if kernel.reasons else "fits"
+    cost = "-" if kernel.cost is None else f"{kernel.cost:,.0f}"
+    return kernel.id, ", ".join(kernel.features) or "any CPU", cost, verdict

@@ -1,0 +1,50 @@
+"""Shows on a terminal how many layers have been quantized. torchao does not tell how many there will be, nor when the
+last one is done, so the bar counts without a total and closes when no layer has followed for a moment."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import Any
+
+from tqdm import tqdm
+
+#: Environment variable: "1" shows the bar wherever standard error goes, "0" never; otherwise a terminal shows it.
+VARIABLE = "AO_ARM_PROGRESS"
+_SHOW_AFTER_SECONDS = 1.0
+_CLOSE_AFTER_SECONDS = 0.5
+
+_lock = threading.Lock()
+_bar: Any = None
+_closing: threading.Timer | None = None
+
+
+def _wanted() -> bool:
+    setting = os.environ.get(VARIABLE, "")
+    return sys.stderr.isatty() if setting not in ("0", "1") else setting == "1"
+
+
+def layer_done() -> None:
+    """Counts a layer."""
+    global _bar, _closing
+    if not _wanted():
+        return
+    with _lock:
+        if _closing is not None:
+            _closing.cancel()
+        if _bar is None:
+            _bar = tqdm(desc="ao_arm: quantizing", unit=" layers", delay=_SHOW_AFTER_SECONDS)
+        _bar.update()
+        _closing = threading.Timer(_CLOSE_AFTER_SECONDS, close)
+        _closing.daemon = True
+        _closing.start()
+
+
+def close() -> None:
+    """Ends the bar, so that what is printed next starts on a line of its own."""
+    global _bar, _closing
+    with _lock:
+        if _bar is not None:
+            _bar.close()
+        _bar = _closing = None

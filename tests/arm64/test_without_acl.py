@@ -1,0 +1,30 @@
+"""On AArch64 without Arm Compute Library: ao_arm still builds and is right, and says what is missing."""
+
+from machine import Machine
+
+SCRIPT = """
+import warnings, torch, ao_arm
+from torchao.quantization import quantize_
+model = torch.nn.Sequential(torch.nn.Linear(768, 96), torch.nn.Linear(96, 768))
+inputs = torch.randn(4, 768)
+expected = model(inputs)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    quantize_(model, ao_arm.acl_int8_dynamic())
+ours = [str(warning.message) for warning in caught if "slower kernel" in str(warning.message)]
+assert len(ours) == 1, ours
+print("warned:", ours[0])
+print(ao_arm.explain(model))
+error = (model(inputs) - expected).norm() / expected.norm()
+assert error < 0.05, error
+"""
+
+
+def test_without_acl(machine: Machine) -> None:
+    staged = machine.build_without_acl()
+    done = machine.run("neoverse-v1", ["-c", SCRIPT], env={"PYTHONPATH": str(staged)}, cwd=staged)
+    assert done.returncode == 0, done.stdout
+    assert "built without Arm Compute Library: install it (Debian, Ubuntu: libarm-compute-dev" in done.stdout
+    warned = next(line for line in done.stdout.splitlines() if line.startswith("warned:"))
+    assert "'0.weight' of Linear(in_features=768, out_features=96" in warned
+    assert "portable/i8mm" in warned

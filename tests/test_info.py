@@ -1,0 +1,81 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchao
+
+import ao_arm
+from ao_arm import info, kernels
+from ao_arm.__main__ import main
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["info", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def row_of(output: str, kernel: str) -> str:
+    return next(line for line in output.splitlines() if line.startswith(f"{kernel} "))
+
+
+@pytest.mark.parametrize(("n", "k"), [(768, 768), (1, 5)])
+def test_every_kernel_is_shown_with_cost_and_all_reasons(capsys: pytest.CaptureFixture[str], n: int, k: int) -> None:
+    output = shown(capsys, "--n", str(n), "--k", str(k))
+    for kernel in kernels.list(n, k):
+        row = row_of(output, kernel.id)
+        assert all(feature in row for feature in kernel.features)
+        for reason in kernel.reasons:
+            assert f"- {reason}\n" in output
+        if kernel.id == kernels.select(n, k):
+            assert row.endswith("chosen")
+        else:
+            assert row.endswith("rejected" if kernel.reasons else "fits")
+        if kernel.cost is not None:
+            assert f"{kernel.cost:,.0f}" in row
+    assert sum(line.endswith("chosen") for line in output.splitlines()) == 1
+
+
+def test_the_system_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    output = shown(capsys)
+    system = info.system()
+    for fact in (system.cpu, *system.features, ao_arm.__version__, torch.__version__, torchao.__version__):
+        assert fact in output
+    assert "libao_arm." in output
+    assert ("not in this build" in output) == ("Arm Compute Library" not in system.build)
+    if system.emulated:
+        assert f"(emulated: {system.emulated})" in output
+
+
+def test_a_forced_kernel_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernels.FORCE, "portable/baseline")
+    output = shown(capsys)
+    assert row_of(output, kernels.FORCE).endswith("portable/baseline")
+    assert row_of(output, "portable/baseline").endswith("chosen")
+
+
+def test_an_unknown_forced_kernel_does_not_stop_info(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kernels.FORCE, "none/such")
+    output = shown(capsys)
+    assert "no kernel is chosen: " in output
+    assert row_of(output, "portable/baseline").endswith("fits")
+
+
+def test_a_shape_that_no_kernel_serves(capsys: pytest.CaptureFixture[str]) -> None:
+    output = shown(capsys, "--n", "0")
+    assert "no kernel is chosen: " in output
+    assert all(row_of(output, kernel.id).endswith("rejected") for kernel in kernels.list())
+
+
+@pytest.mark.one_cpu
+def test_info_works_without_rich() -> None:
+    code = (
+        "import runpy, sys; sys.modules['rich'] = None; sys.argv[1:] = ['info']; "
+        "runpy.run_module('ao_arm', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert row_of(done.stdout, kernels.select(768, 768)).endswith("chosen")

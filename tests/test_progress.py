@@ -1,0 +1,40 @@
+import sys
+import time
+
+import pytest
+import torch
+from torchao.quantization import quantize_
+
+import ao_arm
+from ao_arm import progress
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
+    monkeypatch.setattr(progress, "_SHOW_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_CLOSE_AFTER_SECONDS", 0.05)
+    return capsys
+
+
+def quantize_three_layers() -> None:
+    quantize_(torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3))), ao_arm.acl_int8_dynamic())
+
+
+def test_counts_layers_and_ends_its_line(shown: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(progress.VARIABLE, "1")
+    quantize_three_layers()
+    for _ in range(100):
+        if progress._bar is None:
+            break
+        time.sleep(0.05)
+    assert progress._bar is None
+    text = shown.readouterr().err
+    assert "ao_arm: quantizing: 3 layers" in text
+    assert text.endswith("\n")
+
+
+def test_nothing_is_shown_in_scripts(shown: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(progress.VARIABLE, raising=False)
+    assert not sys.stderr.isatty()
+    quantize_three_layers()
+    assert "quantizing" not in shown.readouterr().err
