@@ -15,7 +15,8 @@ is_weight          whether it was what ``quantize_`` puts into a model, which is
 is_param           whether it was a parameter
 =================  ====================================================================================================
 
-torchao's safetensors support stores the same contents by name.
+torchao's safetensors support stores the same contents by name. Only other processes of this machine, to which
+``torch.multiprocessing`` sends a weight, get the packed bytes as they are: in shared memory, without a copy.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .affine_quantized import as_weight
+from .affine_quantized import as_weight, packed_weight_of
 from .tensor import HAS_AQT, ACLPackedLayout, ACLPackedTensor
 
 FORMAT_VERSION = 1
@@ -99,6 +101,26 @@ def rebuild(state: dict[str, Any]) -> Tensor:
     return result
 
 
+def _share(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+    """Sends a weight to another process by the memory that it is in, which torch then shares."""
+    packed = packed_weight_of(tensor)
+    if packed is None:  # registered for no other class
+        raise TypeError(f"not a packed weight: {type(tensor)}")
+    names, attributes = packed.__tensor_flatten__()
+    inner = {name: getattr(packed, name) for name in names}
+    is_affine = tensor is not packed and not packed.transposed
+    return _from_shared, (inner, attributes, is_affine, hasattr(tensor, "_is_param"))
+
+
+def _from_shared(inner: dict[str, Tensor], attributes: dict[str, Any], is_affine: bool, is_param: bool) -> Tensor:
+    packed = ACLPackedTensor.__tensor_unflatten__(inner, attributes, None, None)
+    made: Any = as_weight(packed) if is_affine else packed
+    if is_param:
+        made._is_param = True
+    result: Tensor = made
+    return result
+
+
 def _weight_from_plain(**contents: Any) -> Tensor:
     """What torchao's safetensors support calls with the stored contents."""
     return as_weight(ACLPackedTensor(**contents))
@@ -134,6 +156,11 @@ class _AfterImport(MetaPathFinder):
 
 
 torch.serialization.add_safe_globals([rebuild])
+ForkingPickler.register(ACLPackedTensor, _share)
+if HAS_AQT:
+    from .affine_quantized import ACLAffineQuantizedTensor
+
+    ForkingPickler.register(ACLAffineQuantizedTensor, _share)
 if _AfterImport.module in sys.modules:
     _register_safetensors(sys.modules[_AfterImport.module])
 else:

@@ -118,7 +118,12 @@ def _quantize_int8_dynamic(
     module: torch.nn.Module, config: ACLInt8DynamicActivationInt8WeightConfig, *, parameter_name: str = "weight"
 ) -> torch.nn.Module:
     """Replaces one parameter of ``module``; leaves the module as it was if that cannot be done."""
-    weight = getattr(module, parameter_name)
+    weight = getattr(module, parameter_name, None)
+    if not isinstance(weight, torch.Tensor):
+        raise ValueError(
+            f"{type(module).__name__}({module.extra_repr()}) has no parameter '{parameter_name}' to quantize: choose "
+            "linear layers, with filter_fn or by the names in FqnToConfig"
+        )
     if packed_weight_of(weight) is not None:
         return module
     name = f"the parameter '{_qualified_name(parameter_name)}' of {type(module).__name__}({module.extra_repr()})"
@@ -132,3 +137,11 @@ def _quantize_int8_dynamic(
     module.extra_repr = _ExtraRepr(module, parameter_name)  # type: ignore[method-assign]
     progress.layer_done()
     return module
+
+
+try:  # torchao 0.16 lists what FqnToConfig may apply to single parameters; newer ones apply anything
+    from torchao.quantization.quant_api import CUSTOM_PARAM_QUANTIZATION_SUPPORTED_CONFIGS
+except ImportError:
+    pass
+else:
+    CUSTOM_PARAM_QUANTIZATION_SUPPORTED_CONFIGS.add(ACLInt8DynamicActivationInt8WeightConfig)

@@ -1,0 +1,66 @@
+"""Shared fixtures: each kernel of this CPU forced in turn, thread counts, and a record of which kernels met a case."""
+
+import cases
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile(
+    "ao_arm",
+    max_examples=200 // cases.STEP,
+    deadline=None,
+    derandomize=True,
+    # Fixtures here choose a kernel or a number of threads, which no example changes.
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("ao_arm")
+
+#: Fails for kernels in no one's `kernels_met`, so it has to run last.
+LAST = "test_every_kernel_of_this_cpu_met_a_case"
+_left_out = pytest.StashKey[bool]()
+
+
+# Only what asks for more threads gets them: on a busy machine they wait for each other for long.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=cases.KERNELS)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each kernel that this CPU can run: weights that the test packs are packed for it."""
+    monkeypatch.setenv("AO_ARM_KERNEL", request.param)
+    return request.param
+
+
+@pytest.fixture(params=(1, 2), ids="threads={}".format)
+def threads(request: pytest.FixtureRequest) -> int:
+    """One thread and two, for `cases.torch_threads`."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def kernels_met() -> set[str]:
+    """Kernels whose results were compared with the reference; tests add to it after they did."""
+    return set()
+
+
+@pytest.fixture
+def all_were_asked_for(request: pytest.FixtureRequest) -> None:
+    """Skips the test unless every test that adds to `kernels_met` runs in this session."""
+    if request.config.stash.get(_left_out, False) or any("::" in argument for argument in request.config.args):
+        pytest.skip("not all tests that compare kernels were asked for")
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "kernels_met" in getattr(item, "fixturenames", ()):
+            item.config.stash[_left_out] = True
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.name == LAST)
