@@ -1,9 +1,17 @@
 """Shared fixtures: each kernel of this CPU forced in turn, thread counts, and a record of which kernels met a case."""
 
+from pathlib import Path
+
 import cases
 import hypothesis
 import pytest
 import torch
+
+if cases.EMULATED_CPU:
+    from hypothesis.internal import scrutineer
+
+    # Debian keeps packages where hypothesis takes them for ours, and it reads our files in search of constants.
+    scrutineer.SITE_PACKAGES_DIRS.add(Path(torch.__file__).resolve().parents[1])
 
 hypothesis.settings.register_profile(
     "ao_arm",

@@ -247,7 +247,6 @@ def test_wrong_options_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{field} must be"):
         ao_arm.ACLInt8DynamicActivationInt8WeightConfig(**{field: value})
     if field != "version":
-        # There None stands for the default, but for the mapping.
         with pytest.raises(ValueError, match=f"{field} must be"):
             ao_arm.acl_int8_dynamic(**{field: value})
 
@@ -264,6 +263,7 @@ def test_options_that_are_changed_later_are_checked_too() -> None:
 # --- configurations as dictionaries ---
 
 
+@pytest.mark.one_cpu
 @pytest.mark.parametrize("option", OPTIONS)
 def test_configurations_survive_the_way_through_a_dictionary(option: str) -> None:
     config = ao_arm.acl_int8_dynamic(*OPTIONS[option][0])

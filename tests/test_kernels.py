@@ -111,14 +111,14 @@ def test_explain_prints_a_table_and_the_reasons() -> None:
 
 
 def test_a_forced_kernel_runs(kernel: str) -> None:
-    assert kernels.select(48, 64) == kernel
-    model = quantized(64, 48)
+    assert kernels.select(48, 300) == kernel
+    model = quantized(300, 48)
     packed = cases.packed_in(model[0])
     (layer,) = ao_arm.explain(model)
     assert packed.kernel == layer.kernel == kernel
     assert name_in(packed.packed_weight) == kernel
     assert kernel in repr(packed)
-    x = torch.randn(5, 64)
+    x = torch.randn(5, 300)
     qdata, scale, _ = packed.get_plain()
     expected = ao_arm.reference.linear_int8_dynamic(x, qdata, scale, model[0].bias, True, True)
     assert cases.same_bits(model(x), expected)

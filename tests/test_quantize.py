@@ -12,6 +12,9 @@ from torch import Tensor
 from ao_arm import quantize
 from ao_arm.quantize import quantize_weight
 
+# Nothing here depends on the CPU.
+pytestmark = pytest.mark.one_cpu
+
 LEAST_SCALE = 2.0**-23
 
 DTYPES = pytest.mark.parametrize("dtype", cases.FLOATS, ids=cases.name_of)

@@ -80,7 +80,7 @@ def test_threads_that_call_layers_of_one_shape(kernel: str, threads: int) -> Non
 
 def test_threads_whose_first_call_of_a_shape_is_at_once(kernel: str) -> None:
     """No thread has met this shape before, so what is found out about it is found out by all at once."""
-    k = 97 + cases.KERNELS.index(kernel)
+    k = 197 + cases.KERNELS.index(kernel)
     weight, x = packed_layer(35, k), torch.randn(max(MS), k)
     results: dict[int, Tensor] = {}
 
