@@ -129,7 +129,7 @@ def explain(model: torch.nn.Module) -> Explanation:
             full_name = f"{name}.{parameter_name}" if parameter_name != "weight" else name
             packed = packed_weight_of(parameter)
             if packed is not None:
-                info = json.loads(_ops.packed_weight_info(packed.packed_weight))
+                info = json.loads(_ops.packed_weight_info(packed._bytes()))
                 n, k = info["n"], info["k"]
                 rejected = {kernel.id: kernel.reasons for kernel in list(n, k) if kernel.reasons}
                 layers.append(

@@ -441,7 +441,8 @@ void reject(const Problem& problem, std::vector<std::string>& reasons) {
     static const bool works = no_exception(self_check);
     if (!works) reasons.push_back("the linked Arm Compute Library " + acl_version() + " failed the self-check");
     if (!works || problem.n < 1 || problem.k < 1) return;
-    for (const int64_t columns : {std::min(problem.n, kPanelColumns), problem.n % kPanelColumns}) {
+    const int64_t last = problem.n > kPanelColumns ? problem.n % kPanelColumns : 0;
+    for (const int64_t columns : {std::min(problem.n, kPanelColumns), last}) {
         if (columns == 0) continue;
         const TensorInfo lhs = matrix_info(kBlockRows, problem.k, DataType::QASYMM8_SIGNED);
         const TensorInfo rhs = matrix_info(problem.k, columns, DataType::QASYMM8_SIGNED);

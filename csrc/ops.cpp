@@ -191,12 +191,13 @@ std::tuple<Tensor, Tensor, Tensor> quantize_activations(const Tensor& input, boo
     const DType dtype = checked_dtype(input, "input");
     if (input.dim() != 2 || !input.is_contiguous()) fail("input must be a contiguous matrix (m, k)");
     const int64_t m = input.size(0), k = input.size(1);
+    if (k < 1) fail("input must have at least one column, not shape " + shape_of(input));
     const int64_t tokens[] = {m, 1}, sizes[] = {m, k};
     Tensor qdata = empty({sizes, 2}, ScalarType::Char);
     Tensor scale = empty({tokens, 2}, ScalarType::Float);
     Tensor zero_point = empty({tokens, 2}, ScalarType::Int);
     const auto* rows = static_cast<const uint8_t*>(input.const_data_ptr());
-    for (int64_t i = 0; i < m && k > 0; ++i) {
+    for (int64_t i = 0; i < m; ++i) {
         const void* row = rows + i * k * element_size(dtype);
         const TokenQuantization token = choose_quantization(range_of_row(row, k, symmetric, dtype), symmetric, dtype);
         quantize_row(row, k, k, token, dtype, static_cast<int8_t*>(qdata.mutable_data_ptr()) + i * k);
