@@ -1,0 +1,117 @@
+"""Counts how often each block of code runs in the marked regions of a program of the emulated machine."""
+
+import subprocess
+import tempfile
+from collections.abc import Mapping as Dictionary
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cache import Report
+from cycles_pieces import counting_emulator, plugin
+from marks import LABEL
+
+INSTRUCTION_BYTES = 4
+# Blocks that run rarely are very many. The hottest ones, of this share of all instructions, stand for them.
+PRICED_SHARE = 0.995
+
+
+class CountingError(RuntimeError):
+    """A program to count did not run to its end; the message is what it printed."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Code that ran in a region."""
+
+    address: int
+    executions: int
+    code: str  # the instructions' bytes, in hexadecimal
+
+    @property
+    def instructions(self) -> int:
+        """How many instructions ran."""
+        return self.executions * (len(self.code) // (2 * INSTRUCTION_BYTES))
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A part of a file in the guest's memory."""
+
+    start: int
+    end: int
+    offset: int
+    file: str
+
+
+@dataclass
+class Region:
+    """What the plugin counted in one region."""
+
+    label: str = ""
+    blocks: list[Block] = field(default_factory=list)
+    mappings: list[Mapping] = field(default_factory=list)
+
+    @property
+    def instructions(self) -> int:
+        """How many instructions ran."""
+        return sum(block.instructions for block in self.blocks)
+
+    def hottest(self) -> list[Block]:
+        """The blocks of most of the instructions, in a fixed order."""
+        chosen, left = [], PRICED_SHARE * self.instructions
+        for block in sorted(self.blocks, key=lambda block: (-block.instructions, block.code, block.address)):
+            if left <= 0:
+                break
+            chosen.append(block)
+            left -= block.instructions
+        return chosen
+
+
+def parse_regions(text: str) -> list[Region]:
+    """The regions in a file that the plugin wrote."""
+    regions: list[Region] = []
+    for line in text.splitlines():
+        kind, *words = line.split(maxsplit=6)
+        if kind == "region":
+            regions.append(Region())
+        elif kind == "map":
+            start, end = (int(address, 16) for address in words[0].split("-"))
+            regions[-1].mappings.append(Mapping(start, end, int(words[2], 16), words[5]))
+        elif kind == "block":
+            regions[-1].blocks.append(Block(int(words[0], 16), int(words[1], 16), words[2]))
+    return regions
+
+
+class Counter:
+    """Runs AArch64 programs in the emulator that counts."""
+
+    def __init__(self, root: Path, report: Report = print) -> None:
+        emulator = counting_emulator(report)
+        self._root = root
+        self._emulator = emulator / "qemu-aarch64"
+        self._plugin = plugin(emulator, report)
+
+    def run(self, model: str, command: Sequence[str | Path], env: Dictionary[str, str]) -> list[Region]:
+        """Run a program on one of QEMU's CPU models; its regions, in the order in which they ended."""
+        with tempfile.TemporaryDirectory() as folder:
+            counts = Path(folder) / "counts"
+            options = ["-cpu", model, "-plugin", f"{self._plugin},out={counts}", "-L", str(self._root)]
+            done = subprocess.run(
+                [str(self._emulator), *options, *command],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
+            if done.returncode:
+                raise CountingError(f"`{command[0]}` ended with exit code {done.returncode}:\n{done.stdout}")
+            regions = parse_regions(counts.read_text())
+        labels = [line.removeprefix(LABEL) for line in done.stdout.splitlines() if line.startswith(LABEL)]
+        if len(labels) != len(regions):
+            raise CountingError(f"there are {len(regions)} regions but {len(labels)} labels in:\n{done.stdout}")
+        for region, label in zip(regions, labels, strict=True):
+            region.label = label
+        return regions

@@ -1,0 +1,179 @@
+"""Models the cycles that calls take on an Arm core: `python tests/arm64/cycles.py [--cpu CPU] [--top N] ...`."""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from cache import Report
+from counting import Counter, CountingError
+from cycles_pieces import llvm
+from machine import BuildError, Machine, Unavailable
+from pricing import Core
+from wheels import PYTHON
+
+GUEST = Path(__file__).with_name("cycles_guest.py")
+
+CAVEAT = """\
+Modelled, not measured: how often QEMU ran each block of code x what llvm-mca says the block costs on the core. Caches
+always hit, branches are always predicted. Compare figures of one run, which repeat within a percent. They are no times,
+and too low where a call waits for memory, as one row against a large weight does."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A core to model, and what is emulated for it."""
+
+    model: str  # as QEMU names it
+    machine_cpu: str  # the emulated machine's CPU model with the same instructions
+    products: int  # of int8 numbers, multiplied and added up in a cycle
+
+
+TARGETS = {
+    "neoverse-v1": Target("neoverse-v1", "neoverse-v1", 128),
+    "neoverse-n1": Target("neoverse-n1", "neoverse-n1", 32),
+    # QEMU does not have it; neoverse-n2 has the same instructions and the same length of vectors.
+    "neoverse-v2": Target("neoverse-n2", "max", 128),
+}
+
+CANDIDATES = {
+    "fp32": "fp32 F.linear",
+    "torch-per-tensor": "torch quantized.linear_dynamic, per tensor (direct ACL)",
+    "ours": "ao_arm, per token x per channel",
+    "ours-asymmetric": "ao_arm, asymmetric activations",
+    "ours-bf16": "ao_arm, bfloat16 in and out",
+}
+DEFAULT_CANDIDATES = ("fp32", "torch-per-tensor", "ours")
+DEFAULT_SHAPES = ("1x768x768", "8x768x768", "64x768x768", "64x768x3072", "64x3072x768", "128x1024x4096")
+LIMIT = "limit of int8 arithmetic"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one region is modelled to take; `functions` are the costliest, with their shares of the cycles."""
+
+    label: str
+    instructions: int
+    cycles: int
+    functions: tuple[tuple[str, float], ...] = ()
+
+
+def model(
+    machine: Machine,
+    cpu: str,
+    script: Path,
+    *args: str,
+    top: int = 0,
+    report: Report = print,
+) -> list[Row]:
+    """Run a script with the emulated machine's Python, on one thread, and model the regions that it runs."""
+    target = TARGETS[cpu]
+    counter, core = Counter(machine.root, report), Core(cpu, llvm(report))
+    staged = machine.build()
+    env = {**machine.environment(target.machine_cpu), "PYTHONPATH": str(staged), "OMP_NUM_THREADS": "1"}
+    report(f"arm64: counting on an emulated {target.model}")
+    regions = counter.run(target.model, (machine.root / f"usr/bin/python{PYTHON}", script, *args), env)
+    report(f"arm64: pricing {len(regions)} regions for {cpu}")
+    return [
+        Row(region.label, region.instructions, round(core.cycles(region)), tuple(core.functions(region, top)))
+        for region in regions
+    ]
+
+
+def compare(
+    machine: Machine, cpu: str, candidates: Sequence[str], shapes: Sequence[str], top: int = 0, report: Report = print
+) -> list[Row]:
+    """Model candidates on shapes `MxKxN`; the labels are `CANDIDATE MxKxN`."""
+    return model(machine, cpu, GUEST, ",".join(candidates), ",".join(shapes), top=top, report=report)
+
+
+def table(rows: Sequence[Row], cpu: str) -> str:
+    """The cycles in thousands: a line for each candidate, a column for each shape."""
+    cycles = {tuple(row.label.split()): row.cycles for row in rows}
+    candidates, shapes = (list(dict.fromkeys(names)) for names in zip(*cycles, strict=True))
+    lines = [(f"thousand cycles, {cpu}, one thread", *shapes)]
+    lines.append((LIMIT, *(thousands(limit(cpu, shape)) for shape in shapes)))
+    for candidate in candidates:
+        lines.append((CANDIDATES[candidate], *(thousands(cycles.get((candidate, shape))) for shape in shapes)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    )
+
+
+def limit(cpu: str, shape: str) -> float:
+    """The cycles that the integer multiplications alone take, at best, for `MxKxN`."""
+    return math.prod(map(int, shape.split("x"))) / TARGETS[cpu].products
+
+
+def caveat(cpu: str) -> str:
+    """What the figures are, and what they are not."""
+    emulated = TARGETS[cpu].model
+    return CAVEAT if emulated == cpu else f"{CAVEAT}\nQEMU has no {cpu}: libraries chose their kernels for {emulated}."
+
+
+def thousands(cycles: float | None) -> str:
+    """A figure of the table."""
+    return "-" if cycles is None else f"{cycles / 1000:.0f}"
+
+
+def listed(text: str, pattern: str) -> list[str]:
+    """The items of a comma-separated list, all of which match the pattern."""
+    items = text.split(",")
+    for item in items:
+        if not re.fullmatch(pattern, item):
+            raise argparse.ArgumentTypeError(f"{item!r} is none of {pattern}")
+    return items
+
+
+def main() -> int:
+    """Print the table and return the exit code."""
+    parser = argparse.ArgumentParser(description="Model the cycles that linear layers take on an Arm core.")
+    parser.add_argument("--cpu", choices=TARGETS, default="neoverse-v1", help="core (default: %(default)s)")
+    shapes = partial(listed, pattern=r"[1-9]\d*x[1-9]\d*x[1-9]\d*")
+    parser.add_argument(
+        "--shapes",
+        type=shapes,
+        default=DEFAULT_SHAPES,
+        metavar="MxKxN,...",
+        help=f"default: {','.join(DEFAULT_SHAPES)}",
+    )
+    candidates = partial(listed, pattern="|".join(CANDIDATES))
+    parser.add_argument(
+        "--only",
+        type=candidates,
+        default=DEFAULT_CANDIDATES,
+        metavar="NAME,...",
+        help=f"some of {', '.join(CANDIDATES)} (default: {','.join(DEFAULT_CANDIDATES)})",
+    )
+    parser.add_argument("--top", type=int, default=0, metavar="N", help="name the N costliest functions of each call")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+    given = parser.parse_args()
+    report = partial(print, file=sys.stderr, flush=True)
+    try:
+        rows = compare(Machine(report), given.cpu, given.only, given.shapes, given.top, report)
+    except (Unavailable, BuildError, CountingError) as error:
+        report(f"arm64: {error}")
+        return 2
+    print(table(rows, given.cpu))
+    for row in rows if given.top else ():
+        print(f"\n{row.label}: {row.cycles:,} cycles, {row.instructions:,} instructions")
+        for function, share in row.functions:
+            print(f"  {share:6.1%}  {function}")
+    print(f"\n{caveat(given.cpu)}")
+    if given.json:
+        figures = {"cpu": given.cpu, "what": caveat(given.cpu), "rows": [asdict(row) for row in rows]}
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What cycles.py needs besides the emulated machine: LLVM's tools, and an emulator that counts what it runs.
+
+Debian's emulator is a static program, which cannot load a plugin, so one that can is built from Debian's source.
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from cache import Report, piece
+from commands import call
+from debian import codename, unpack
+from pieces import NOT_WITH_COMPILER, SUITE
+from project import program
+from scripts import write_script
+from source_package import unpack_source
+
+RECIPE = 1  # raise it when the way in which a piece is filled changes
+
+LLVM = 19  # older ones know too little about Neoverse cores
+LLVM_TOOLS = ("llvm-mc", "llvm-mca", "llvm-nm")
+
+BUILD_PACKAGES = ("libglib2.0-dev", "pkgconf-bin", "zlib1g-dev")
+# Of all that those depend on, what building needs besides the machine's own compiler and C library.
+BUILD_PACKAGES_UNPACKED = frozenset({*BUILD_PACKAGES, "libpcre2-dev", "libpkgconf3", "libsysprof-capture-4-dev"})
+BUILD_PINS = ("meson==1.5.0", "pycotap==1.3.1")  # what QEMU's source package would bring, had Debian not removed it
+CONFIGURE = (
+    "--target-list=aarch64-linux-user",
+    "--without-default-features",
+    "--enable-tcg",
+    "--enable-linux-user",
+    "--enable-plugins",
+    "--disable-system",
+    "--disable-tools",
+    "--disable-debug-info",
+    "--disable-install-blobs",
+    # Compiles in three quarters of the time, and emulates no slower: what runs is mostly code that QEMU generates.
+    "-Doptimization=1",
+)
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
+
+PLUGIN_SOURCE = Path(__file__).with_name("regions.c")
+
+
+def llvm(report: Report) -> Path:
+    """A folder with LLVM's tools in `bin` and the libraries that they need in `lib`."""
+    suite = codename()
+    packages = (f"llvm-{LLVM}",)
+
+    def fill(folder: Path) -> None:
+        report("arm64: downloading LLVM")
+        unpacked = folder / "unpacked"
+        # The tools run on this machine's own C library, like the cross compiler.
+        unpack(
+            packages,
+            suite=suite,
+            architecture="amd64",
+            into=unpacked,
+            wanted=lambda package: package not in NOT_WITH_COMPILER,
+        )
+        (folder / "bin").mkdir()
+        (folder / "lib").mkdir()
+        paths = (str(unpacked / LIBRARIES), str(unpacked / LIBRARIES.removeprefix("usr/")))
+        for tool in LLVM_TOOLS:
+            path = unpacked / f"usr/lib/llvm-{LLVM}/bin" / tool
+            for word in call(("ldd", path), {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(paths)}).split():
+                if word.startswith(paths):
+                    shutil.copy2(word, folder / "lib")
+            path.rename(folder / "bin" / tool)
+        shutil.rmtree(unpacked)
+
+    return piece("llvm", {"suite": suite, "packages": packages, "recipe": RECIPE}, fill, report)
+
+
+def counting_emulator(report: Report) -> Path:
+    """A folder with a `qemu-aarch64` that loads plugins, and in `include` what a plugin is compiled with."""
+
+    def fill(folder: Path) -> None:
+        report("arm64: building an emulator that counts, which takes two minutes or so")
+        work = folder / "work"
+        packages = work / "packages"
+        packages.mkdir(parents=True)
+        unpack(
+            BUILD_PACKAGES,
+            suite=codename(),
+            architecture="amd64",
+            into=packages,
+            wanted=lambda package: package in BUILD_PACKAGES_UNPACKED,
+        )
+        # With only the archives left, nothing but the C library is needed to run what is linked with them.
+        for link in (packages / LIBRARIES).glob("*.so"):
+            link.unlink()
+        source = unpack_source("qemu", suite=SUITE, into=work / "source")
+        _build_emulator(source, packages, work)
+        (work / "build/qemu-aarch64").rename(folder / "qemu-aarch64")
+        shutil.copytree(packages / "usr/include/glib-2.0", folder / "include")
+        shutil.copy2(packages / LIBRARIES / "glib-2.0/include/glibconfig.h", folder / "include")
+        shutil.copy2(source / "include/qemu/qemu-plugin.h", folder / "include")
+        shutil.rmtree(work)
+
+    asked = {"suite": SUITE, "configure": CONFIGURE, "python": BUILD_PINS, "recipe": RECIPE}
+    return piece("counting-emulator", asked, fill, report)
+
+
+def _build_emulator(source: Path, packages: Path, work: Path) -> None:
+    pkg_config = work / "pkg-config"
+    folders = f'"{packages / LIBRARIES}/pkgconfig:{packages}/usr/share/pkgconfig"'
+    write_script(
+        pkg_config,
+        f'export LD_LIBRARY_PATH="{packages / LIBRARIES}"',
+        f'export PKG_CONFIG_SYSROOT_DIR="{packages}" PKG_CONFIG_LIBDIR={folders}',
+        f'exec "{packages}/usr/bin/pkgconf" --static "$@"',
+    )
+    python = work / "python/bin/python"
+    call((sys.executable, "-m", "venv", work / "python"))
+    call((python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *BUILD_PINS))
+    build = work / "build"
+    build.mkdir()
+    ninja = program("ninja")
+    env = {**os.environ, "PKG_CONFIG": str(pkg_config), "LC_ALL": "C"}
+    command = (source / "configure", *CONFIGURE, f"--python={python}", f"--ninja={ninja}")
+    call(("env", "-C", build, *command), env)
+    call((ninja, "-C", build, "qemu-aarch64"), env)
+    call(("strip", build / "qemu-aarch64"))
+
+
+def plugin(emulator: Path, report: Report) -> Path:
+    """The plugin that counts, compiled for the counting emulator."""
+
+    def fill(folder: Path) -> None:
+        command = ("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
+        call((*command, f"-I{emulator / 'include'}", "-o", folder / "regions.so", PLUGIN_SOURCE))
+
+    source = hashlib.sha256(PLUGIN_SOURCE.read_bytes()).hexdigest()
+    return piece("plugin", {"emulator": emulator.name, "source": source}, fill, report) / "regions.so"

@@ -1,0 +1,142 @@
+"""The modelled cycles: what they come to for code that is known, and what ao_arm is to stay below."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import cycles_guest
+import pytest
+from cache import Report
+from commands import Unavailable
+from counting import Counter, CountingError, parse_regions
+from cycles import CANDIDATES, Row, compare, table
+from cycles_pieces import llvm
+from machine import Machine
+from pricing import Core, shortened
+
+# ao_arm's call with 64 rows, k = n = 768, on neoverse-v1, of which the multiplications alone take 295 thousand.
+TARGET = 450_000
+
+# fmla v0.4s, v30.4s, v31.4s and so on, to v15: none waits for another.
+FMLA = "".join((0x4E3FCFC0 + register).to_bytes(4, "little").hex() for register in range(16))
+
+PROGRAM = r"""
+#include <stdio.h>
+#include <unistd.h>
+
+static void multiply(long times) {
+    syscall(0x1A17, 0);
+    for (long i = 0; i < times; i++) __asm__ volatile("mul x9, x9, x9" ::: "x9");
+    syscall(0x1A17, 1);
+    printf("region: %ld\n", times);
+}
+
+int main(int argc, char **argv) {
+    multiply(1);
+    multiply(10000);
+    multiply(20000);
+    return argc - 1;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def counter(machine: Machine, report: Report) -> Counter:
+    """The emulator that counts; tests skip without it, but fail where CI is set, as without the emulated machine."""
+    try:
+        llvm(report)
+        return Counter(machine.root, report)
+    except Unavailable as reason:
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(str(reason), pytrace=False)
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def program(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program above, for AArch64."""
+    folder = tmp_path_factory.mktemp("program")
+    (folder / "multiply.c").write_text(PROGRAM)
+    subprocess.run([machine.tools() / "gcc", "-O2", "-o", folder / "multiply", folder / "multiply.c"], check=True)
+    return folder / "multiply"
+
+
+def core(cpu: str, report: Report) -> Core:
+    return Core(cpu, llvm(report))
+
+
+# Four and two units for vectors.
+@pytest.mark.parametrize(("cpu", "cycles"), [("neoverse-v1", 4), ("neoverse-v2", 4), ("neoverse-n1", 8)])
+@pytest.mark.usefixtures("counter")
+def test_price_of_known_code(cpu: str, cycles: int, report: Report) -> None:
+    prices = core(cpu, report).prices([FMLA, 2 * FMLA])
+    assert prices[FMLA] == pytest.approx(cycles, rel=0.05)
+    assert prices[2 * FMLA] == pytest.approx(2 * cycles, rel=0.05)
+
+
+@pytest.mark.usefixtures("counter")
+def test_code_that_cannot_be_priced(report: Report) -> None:
+    refused = "00000000"
+    assert core("neoverse-v1", report).prices([refused]) == {refused: 0}
+    prices = core("neoverse-v1", report).prices([refused, refused + FMLA, FMLA])
+    assert prices[refused + FMLA] == prices[FMLA]
+
+
+def test_twice_the_work_costs_twice(counter: Counter, program: Path, report: Report) -> None:
+    runs = [counter.run("neoverse-v1", [program], dict(os.environ)) for _ in range(2)]
+    assert [region.label for region in runs[0]] == ["1", "10000", "20000"]
+    cycles = [[core("neoverse-v1", report).cycles(region) for region in run] for run in runs]
+    assert cycles[0] == cycles[1]
+    # One multiplication waits two cycles for the one before.
+    assert cycles[0][1] == pytest.approx(20_000, rel=0.05)
+    assert cycles[0][2] == pytest.approx(2 * cycles[0][1], rel=0.05)
+    ((function, share),) = core("neoverse-v1", report).functions(runs[0][2], 1)
+    assert function == "multiply: main" or function == "multiply: multiply"
+    assert share > 0.99
+
+
+def test_a_program_that_fails_is_no_measurement(counter: Counter, program: Path) -> None:
+    with pytest.raises(CountingError, match="ended with exit code 1"):
+        counter.run("neoverse-v1", [program, "argument"], dict(os.environ))
+
+
+def test_product_target(machine: Machine, counter: Counter, report: Report) -> None:
+    rows = compare(machine, "neoverse-v1", ["fp32", "ours"], ["64x768x768"], report=report)
+    print(table(rows, "neoverse-v1"))
+    fp32, ours = (row.cycles for row in rows)
+    assert ours <= TARGET
+    assert ours < fp32
+
+
+def test_a_wrong_result_is_no_measurement(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fp32 = cycles_guest.fp32
+    monkeypatch.setitem(cycles_guest.CANDIDATES, "half", lambda *tensors: lambda: fp32(*tensors)() / 2)
+    with pytest.raises(SystemExit, match=r"half is wrong for 2x16x8: 6\.0 dB"):
+        cycles_guest.main(["fp32", "half"], [(2, 16, 8)])
+    assert capsys.readouterr().out == "region: fp32 2x16x8\n"
+
+
+def test_the_candidates_have_names() -> None:
+    assert CANDIDATES.keys() == cycles_guest.CANDIDATES.keys()
+
+
+def test_what_the_plugin_writes_is_read() -> None:
+    text = "region\nmap 1000-2000 r-xp 00000800 fe:00 12   /a folder/lib.so\nblock 1010 a 0011223344556677\n"
+    region, empty = parse_regions(text + "region\n")
+    assert region.instructions == 20
+    assert (region.blocks[0].address, region.mappings[0].file) == (0x1010, "/a folder/lib.so")
+    assert empty.blocks == []
+
+
+def test_table() -> None:
+    rows = [Row(f"{name} {shape}", 0, 2500) for name in ("fp32", "ours") for shape in ("1x768x768", "64x768x768")]
+    lines = table(rows[:-1], "neoverse-v1").splitlines()
+    assert lines[0].split()[-2:] == ["1x768x768", "64x768x768"]
+    assert lines[1].split()[-2:] == ["5", "295"]
+    assert lines[2].startswith(CANDIDATES["fp32"]) and lines[2].split()[-2:] == ["2", "2"]
+    assert lines[3].split()[-2:] == ["2", "-"]
+
+
+def test_symbols_are_shortened() -> None:
+    assert shortened("void ao_arm::(anonymous namespace)::pack<float, std::vector<int>>(int)") == "ao_arm::pack"
+    assert shortened("memcpy@@GLIBC_2.17") == "memcpy@@GLIBC_2.17"
