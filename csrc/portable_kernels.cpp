@@ -47,7 +47,7 @@ void reject(const Problem&, std::vector<std::string>& reasons) {
                                                           : "it is built for AArch64 only");
 }
 
-// Fixed cycles of a call, and multiply-accumulates a cycle: modelled on Neoverse N1 and V1, measured on x86.
+// Fixed cycles of a call, and multiply-accumulates a cycle: rough estimates that only have to put the rows in order.
 template <int kMacsPerCycle>
 double cost(const Problem& problem, const CpuFeatures&) {
     return 300.0 + 16.0 * static_cast<double>(problem.n) * static_cast<double>(padded(problem.k)) / kMacsPerCycle;

@@ -58,7 +58,7 @@ def kernels_met() -> set[str]:
 
 @pytest.fixture
 def all_were_asked_for(request: pytest.FixtureRequest) -> None:
-    """Skips the test unless every test that adds to `kernels_met` runs in this session."""
+    """Skips the test unless every test that adds to `kernels_met` runs as well."""
     if request.config.stash.get(_left_out, False) or any("::" in argument for argument in request.config.args):
         pytest.skip("not all tests that compare kernels were asked for")
 

@@ -99,7 +99,7 @@ class Suites:
 
 @pytest.fixture(scope="session")
 def suites(request: pytest.FixtureRequest, machine: Machine, report: Report) -> Iterator[Suites]:
-    """Every run that this session's tests ask for, all started when the first one does."""
+    """Every run that the chosen tests ask for, all started when the first one does."""
     asked = {item.name for item in request.session.items}
     running = Suites(machine, [cpu for cpu in CHOSEN if f"{test_emulated_suite.__name__}[{cpu}]" in asked], report)
     yield running
