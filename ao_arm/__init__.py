@@ -1,18 +1,32 @@
 """ao_arm: fast and dependable int8 linear layers for PyTorch on Arm CPUs, as a torchao plugin."""
 
-from . import checkpoint, kernels, reference
-from .config import ACLInt8DynamicActivationInt8WeightConfig, acl_int8_dynamic
+from . import checkpoint, handlers, kernels, passes, reference
+from .config import (
+    ACLInt8DynamicActivationInt4WeightConfig,
+    ACLInt8DynamicActivationInt8WeightConfig,
+    ACLInt8StaticActivationInt8WeightConfig,
+    acl_int4_grouped,
+    acl_int8_dynamic,
+    acl_int8_static,
+)
 from .kernels import explain
-from .tensor import ACLPackedLayout, ACLPackedTensor
+from .layout import ACLPackedLayout
+from .tensor import ACLPackedTensor
 
 __version__ = "0.1.0"
 __all__ = [
+    "ACLInt8DynamicActivationInt4WeightConfig",
     "ACLInt8DynamicActivationInt8WeightConfig",
+    "ACLInt8StaticActivationInt8WeightConfig",
     "ACLPackedLayout",
     "ACLPackedTensor",
+    "acl_int4_grouped",
     "acl_int8_dynamic",
+    "acl_int8_static",
     "checkpoint",
     "explain",
+    "handlers",
     "kernels",
+    "passes",
     "reference",
 ]

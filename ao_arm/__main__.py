@@ -1,4 +1,4 @@
-"""The command line: ``python -m ao_arm info | demo``."""
+"""The command line: ``python -m ao_arm info | demo | bench``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import demo, info
+from . import info
+from .benchmark import command as bench
+from .demo import command as demo
 
 
 class Subcommand(NamedTuple):
@@ -21,7 +23,8 @@ class Subcommand(NamedTuple):
 
 SUBCOMMANDS = (
     Subcommand("info", "show this CPU, the versions and all kernels", info.add_arguments, info.run),
-    Subcommand("demo", "quantize a real encoder: accuracy, size, latency", demo.add_arguments, demo.run),
+    Subcommand("demo", "quantize a real encoder or a Llama: accuracy, size, speed", demo.add_arguments, demo.run),
+    Subcommand("bench", "time layers or a model: ours, torch's and torchao's", bench.add_arguments, bench.run),
 )
 
 

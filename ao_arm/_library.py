@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 from pathlib import Path
 
 import torch
 
+#: Environment variable that names the library to load, such as one that was built but not installed.
+LIBRARY = "AO_ARM_LIBRARY"
 _FILE = "libao_arm.dylib" if sys.platform == "darwin" else "libao_arm.so"
 
 
 def _candidates() -> list[Path]:
-    """Beside this file, then where the installed distribution has it (when Python runs in a source checkout)."""
+    """The one that is named; or beside this file, then where the installed distribution has it."""
+    if LIBRARY in os.environ:
+        return [Path(os.environ[LIBRARY])]
     found = [Path(__file__).with_name(_FILE)]
     try:
         distribution = importlib.metadata.distribution("ao_arm")

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layout import HAS_AQT, ACLPackedLayout
 from .quantize import LARGEST
-from .tensor import HAS_AQT, ACLPackedLayout, ACLPackedTensor, copy_weight, linear
+from .tensor import ACLPackedTensor, linear
+from .tensor_ops import copy_weight
 
 if HAS_AQT:
     from torchao.dtypes.affine_quantized_tensor import AffineQuantizedTensor, register_layout
@@ -47,7 +49,7 @@ if HAS_AQT:
 
         @property
         def scale(self) -> Tensor:
-            """The scales, (n,)."""
+            """The scales, (n,); (n, k / group_size) of 4-bit weights."""
             return self.tensor_impl.scale  # type: ignore[no-any-return]
 
         @property
@@ -63,6 +65,26 @@ if HAS_AQT:
         @act_pre_scale.setter
         def act_pre_scale(self, scale: Tensor | None) -> None:
             self.tensor_impl.act_pre_scale = scale
+
+        @property
+        def zero_point(self) -> Tensor | None:
+            """The zero points of asymmetric 4-bit weights, (n, k / group_size), or None."""
+            return self.tensor_impl.zero_point  # type: ignore[no-any-return]
+
+        @property
+        def act_scale(self) -> Tensor | None:
+            """The scale of static activations, (1,), or None."""
+            return self.tensor_impl.act_scale  # type: ignore[no-any-return]
+
+        @property
+        def act_zero_point(self) -> Tensor | None:
+            """The zero point of static activations, (1,), or None."""
+            return self.tensor_impl.act_zero_point  # type: ignore[no-any-return]
+
+        @property
+        def act_quantization(self) -> list[float] | None:
+            """The scale and the zero point of static activations as numbers, or None."""
+            return self.tensor_impl.act_quantization  # type: ignore[no-any-return]
 
         @property
         def nbytes(self) -> int:
@@ -133,14 +155,14 @@ def as_weight(packed: ACLPackedTensor) -> Tensor:
     """What ``quantize_`` puts in place of a weight."""
     if not HAS_AQT:
         return packed
-    per_channel = packed.get_layout().weight_granularity == "per_channel"
-    n, k = packed.weight_shape
+    layout, (n, k) = packed.get_layout(), packed.weight_shape
+    least, greatest = (-8, 7) if layout.is_grouped else (-LARGEST, LARGEST)
     return ACLAffineQuantizedTensor(
         packed,
-        (1 if per_channel else n, k),
+        (n if layout.weight_granularity == "per_tensor" else 1, layout.group_size or k),
         torch.Size((n, k)),
-        quant_min=-LARGEST,
-        quant_max=LARGEST,
-        zero_point_domain=ZeroPointDomain.NONE,
+        quant_min=least,
+        quant_max=greatest,
+        zero_point_domain=ZeroPointDomain.NONE if layout.weight_mapping == "symmetric" else ZeroPointDomain.INT,
         dtype=packed.weight_dtype,
     )

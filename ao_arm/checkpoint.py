@@ -5,18 +5,23 @@ A pickled weight (``torch.save`` of a state dict or a model) is a call of ``rebu
 =================  ====================================================================================================
 version            ``FORMAT_VERSION``; a newer one is refused
 qdata              int8, (n, k)
-scale              float32, (n,)
+scale              float32, (n,); float32 or bfloat16, (n, k / group_size), of 4-bit weights
+zero_point         int8, (n, k / group_size), or None; since version 2
 act_pre_scale      a tensor, or None
+act_scale          float32, (1,), or None; since version 2
+act_zero_point     int8 or uint8, (1,), or None; since version 2
 layout             the fields of ``ACLPackedLayout``, as strings
 dtype              the dtype that the weight shows
 transposed         whether the tensor stands for its transpose
-checksum           CRC-32 of the bytes of ``qdata``, continued over those of ``scale``
+checksum           CRC-32 of the bytes of ``qdata``, continued over those of ``scale``, and of ``act_scale``,
+                   ``act_zero_point`` and ``zero_point`` where they are not None
 is_weight          whether it was what ``quantize_`` puts into a model, which is another class up to torchao 0.17
 is_param           whether it was a parameter
 =================  ====================================================================================================
 
-torchao's safetensors support stores the same contents by name. Only other processes of this machine, to which
-``torch.multiprocessing`` sends a weight, get the packed bytes as they are: in shared memory, without a copy.
+torchao's safetensors support stores the same contents by name, ``act_scale`` and ``act_zero_point`` as a pair of
+numbers. Only other processes of this machine, to which ``torch.multiprocessing`` sends a weight, get the packed bytes
+as they are: in shared memory, without a copy.
 """
 
 from __future__ import annotations
@@ -36,9 +41,10 @@ import torch
 from torch import Tensor
 
 from .affine_quantized import as_weight, packed_weight_of
-from .tensor import HAS_AQT, ACLPackedLayout, ACLPackedTensor
+from .layout import HAS_AQT, ACLPackedLayout
+from .tensor import ACLPackedTensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _Reduced = tuple[Callable[..., Tensor], tuple[dict[str, Any]]]
 
@@ -54,27 +60,31 @@ def reduce_weight(packed: ACLPackedTensor, weight: Tensor) -> _Reduced:
 
 
 def _reduce(packed: ACLPackedTensor, is_weight: bool, is_param: bool) -> _Reduced:
-    qdata = packed.qdata
+    plain = packed.plain()
     state = {
         "version": FORMAT_VERSION,
-        "qdata": qdata,
-        "scale": packed.scale,
+        "qdata": plain.qdata,
+        "scale": plain.scale,
+        "zero_point": plain.zero_point,
         "act_pre_scale": packed.act_pre_scale,
+        "act_scale": packed.act_scale,
+        "act_zero_point": packed.act_zero_point,
         "layout": dataclasses.asdict(packed.get_layout()),
         "dtype": packed.weight_dtype,
         "transposed": packed.transposed,
-        "checksum": _checksum(qdata, packed.scale),
+        "checksum": _checksum(plain.qdata, plain.scale, packed.act_scale, packed.act_zero_point, plain.zero_point),
         "is_weight": is_weight,
         "is_param": is_param,
     }
     return rebuild, (state,)
 
 
-def _checksum(qdata: Tensor, scale: Tensor) -> int:
+def _checksum(*tensors: Tensor | None) -> int:
     checksum = 0
-    for tensor in (qdata, scale):
-        array: Any = tensor.contiguous().numpy()
-        checksum = zlib.crc32(array, checksum)
+    for tensor in tensors:
+        if tensor is not None:
+            array: Any = tensor.contiguous().view(torch.uint8).numpy()
+            checksum = zlib.crc32(array, checksum)
     return checksum
 
 
@@ -90,12 +100,28 @@ def rebuild(state: dict[str, Any]) -> Tensor:
             f"this weight was saved in version {version} of ao_arm's checkpoint format; this ao_arm reads version "
             f"{FORMAT_VERSION} at most: update it"
         )
-    qdata, scale = state["qdata"], state["scale"]
-    if type(qdata) is Tensor and qdata.device.type == "cpu" and _checksum(qdata, scale) != state["checksum"]:
+    qdata, scale, zero_point = state["qdata"], state["scale"], state.get("zero_point")
+    act_scale, act_zero_point = state.get("act_scale"), state.get("act_zero_point")
+    readable = type(qdata) is Tensor and qdata.device.type == "cpu"
+    if readable and _checksum(qdata, scale, act_scale, act_zero_point, zero_point) != state["checksum"]:
         raise ValueError(f"this weight of shape {tuple(qdata.shape)} is damaged: its checksum does not match")
-    packed = ACLPackedTensor(qdata, scale, ACLPackedLayout(**state["layout"]), state["dtype"], state["act_pre_scale"])
-    made: Any = packed.t() if state["transposed"] else as_weight(packed) if state["is_weight"] else packed
-    if state["is_param"]:
+    packed = ACLPackedTensor(
+        qdata,
+        scale,
+        ACLPackedLayout(**state["layout"]),
+        state["dtype"],
+        state["act_pre_scale"],
+        act_scale,
+        act_zero_point,
+        zero_point,
+    )
+    made = packed.t() if state["transposed"] else as_weight(packed) if state["is_weight"] else packed
+    return _marked(made, state["is_param"])
+
+
+def _marked(made: Any, is_param: bool) -> Tensor:
+    """Makes a parameter of what was one: torch knows such subclasses by this mark."""
+    if is_param:
         made._is_param = True
     result: Tensor = made
     return result
@@ -114,15 +140,16 @@ def _share(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
 
 def _from_shared(inner: dict[str, Tensor], attributes: dict[str, Any], is_affine: bool, is_param: bool) -> Tensor:
     packed = ACLPackedTensor.__tensor_unflatten__(inner, attributes, None, None)
-    made: Any = as_weight(packed) if is_affine else packed
-    if is_param:
-        made._is_param = True
-    result: Tensor = made
-    return result
+    return _marked(as_weight(packed) if is_affine else packed, is_param)
 
 
-def _weight_from_plain(**contents: Any) -> Tensor:
+def _weight_from_plain(*, act_quantization: list[float] | None = None, **contents: Any) -> Tensor:
     """What torchao's safetensors support calls with the stored contents."""
+    if act_quantization is not None:
+        scale, zero_point = act_quantization
+        device, dtype = contents["qdata"].device, getattr(torch, contents["_layout"].activation_dtype)
+        contents["act_scale"] = torch.tensor([scale], dtype=torch.float32, device=device)
+        contents["act_zero_point"] = torch.tensor([zero_point], dtype=dtype, device=device)
     return as_weight(ACLPackedTensor(**contents))
 
 

@@ -1,24 +1,51 @@
-"""The configurations that ``torchao.quantization.quantize_`` takes, and what it does with them."""
+"""The configurations that ``torchao.quantization.quantize_`` takes; what it does with them is in ``handlers``."""
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 from torchao.core.config import ALLOWED_AO_MODULES, AOBaseConfig
 from torchao.quantization.granularity import Granularity, PerAxis, PerRow, PerTensor, PerToken
 from torchao.quantization.quant_primitives import MappingType
-from torchao.quantization.transform_module import register_quantize_module_handler
 
-from . import kernels, progress
-from .affine_quantized import as_weight, packed_weight_of
-from .tensor import ACLPackedLayout, ACLPackedTensor, check_weight
+from .layout import ACLPackedLayout
+from .observers import OBSERVERS
 
 # Lets torchao's config_from_dict look for configurations here.
 ALLOWED_AO_MODULES.add("ao_arm")
 
 _MAPPINGS = {MappingType.SYMMETRIC: "symmetric", MappingType.ASYMMETRIC: "asymmetric"}
+_STATIC_DTYPES = {torch.int8: "int8", torch.uint8: "uint8"}
+_STEPS = ("prepare", "convert", None)
+
+
+def _check_version(version: int) -> None:
+    if version != 1:
+        raise ValueError(f"version must be 1, not {version}: written by a newer ao_arm?")
+
+
+def _mapping(mapping: MappingType, name: str = "act_mapping_type") -> str:
+    if mapping not in _MAPPINGS:
+        raise ValueError(f"{name} must be MappingType.SYMMETRIC or MappingType.ASYMMETRIC, not {mapping}")
+    return _MAPPINGS[mapping]
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} must be a number or a tensor of one, not {value!r}") from None
+
+
+def _weight_granularity(granularity: Granularity) -> str:
+    if isinstance(granularity, PerRow) or granularity == PerAxis(0):
+        return "per_channel"
+    if isinstance(granularity, PerTensor):
+        return "per_tensor"
+    raise ValueError(f"weight_granularity must be PerRow() or PerTensor(), not {granularity}")
 
 
 @dataclass
@@ -43,29 +70,20 @@ class ACLInt8DynamicActivationInt8WeightConfig(AOBaseConfig):
     version: int = 1
 
     def __post_init__(self) -> None:
-        if self.version != 1:
-            raise ValueError(f"version must be 1, not {self.version}: written by a newer ao_arm?")
+        _check_version(self.version)
         self.layout()
 
     def layout(self) -> ACLPackedLayout:
         """This configuration as the tensors keep it."""
-        if self.act_mapping_type not in _MAPPINGS:
-            raise ValueError(
-                f"act_mapping_type must be MappingType.SYMMETRIC or MappingType.ASYMMETRIC, not {self.act_mapping_type}"
-            )
         if isinstance(self.act_granularity, PerToken | PerRow):
             activation = "per_token"
         elif isinstance(self.act_granularity, PerTensor):
             activation = "per_tensor"
         else:
             raise ValueError(f"act_granularity must be PerToken() or PerTensor(), not {self.act_granularity}")
-        if isinstance(self.weight_granularity, PerRow) or self.weight_granularity == PerAxis(0):
-            weight = "per_channel"
-        elif isinstance(self.weight_granularity, PerTensor):
-            weight = "per_tensor"
-        else:
-            raise ValueError(f"weight_granularity must be PerRow() or PerTensor(), not {self.weight_granularity}")
-        return ACLPackedLayout(_MAPPINGS[self.act_mapping_type], activation, weight)
+        return ACLPackedLayout(
+            _mapping(self.act_mapping_type), activation, _weight_granularity(self.weight_granularity)
+        )
 
 
 def acl_int8_dynamic(
@@ -84,64 +102,153 @@ def acl_int8_dynamic(
     )
 
 
-class _ExtraRepr:
-    """A module's ``extra_repr`` followed by what its weight is now. Picklable, unlike a bound partial."""
+@dataclass
+class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
+    """Int8 linear layers whose activations are quantized by one scale that is known beforehand, in three ways:
 
-    def __init__(self, module: torch.nn.Module, parameter_name: str) -> None:
-        self.module = module
-        self.parameter_name = parameter_name
+    calibrated: ``step="prepare"`` puts observers in front of the layers, the model runs on some inputs, and
+    ``step="convert"`` makes packed layers of what they saw; or, in one shot, ``act_scale`` says it.
 
-    def __call__(self) -> str:
-        original = type(self.module).extra_repr(self.module)
-        packed = packed_weight_of(getattr(self.module, self.parameter_name))
-        return original if packed is None else f"{original}, {self.parameter_name}={packed!r}"
+    Attributes:
+        step: "prepare", "convert" (or torchao's ``QuantizationStep`` of that name), or None with ``act_scale``.
+        act_scale: the scale of activations, a positive number or a tensor of one.
+        act_zero_point: their zero point, in the range of ``act_dtype``; 0 for symmetric activations.
+        act_mapping_type: ``MappingType.SYMMETRIC`` (zero point 0) or ``MappingType.ASYMMETRIC``.
+        act_dtype: ``torch.int8``, or ``torch.uint8`` for asymmetric activations.
+        weight_granularity: ``PerRow()`` (also written ``PerAxis(0)``) or ``PerTensor()``. Weights are symmetric.
+        observer: "minmax" (torchao's ``AffineQuantizedMinMaxObserver``), "moving_average" or "histogram", which
+            minimises the error.
+        version: of the configuration.
 
-
-def _qualified_name(parameter_name: str) -> str:
-    """The parameter's name in the whole model, for messages.
-
-    torchao tells handlers only the name in the layer; its own functions, which called us, know the rest.
+    Raises:
+        ValueError: for any other value.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("torchao.quantization"):
-            for variable in ("cur_fqn", "module_fqn", "fqn"):
-                layer = frame.f_locals.get(variable)
-                if isinstance(layer, str) and layer:
-                    return f"{layer.rstrip('.')}.{parameter_name}"
-        frame = frame.f_back
-    return parameter_name
 
+    step: str | None = None
+    act_scale: float | Tensor | None = None
+    act_zero_point: int | Tensor | None = None
+    act_mapping_type: MappingType = MappingType.SYMMETRIC
+    act_dtype: torch.dtype = torch.int8
+    weight_granularity: Granularity = field(default_factory=PerRow)
+    observer: str = "minmax"
+    version: int = 1
 
-@register_quantize_module_handler(ACLInt8DynamicActivationInt8WeightConfig)
-def _quantize_int8_dynamic(
-    module: torch.nn.Module, config: ACLInt8DynamicActivationInt8WeightConfig, *, parameter_name: str = "weight"
-) -> torch.nn.Module:
-    """Replaces one parameter of ``module``; leaves the module as it was if that cannot be done."""
-    weight = getattr(module, parameter_name, None)
-    if not isinstance(weight, torch.Tensor):
-        raise ValueError(
-            f"{type(module).__name__}({module.extra_repr()}) has no parameter '{parameter_name}' to quantize: choose "
-            "linear layers, with filter_fn or by the names in FqnToConfig"
+    def __post_init__(self) -> None:
+        _check_version(self.version)
+        self.step = getattr(self.step, "value", self.step)
+        if self.step not in _STEPS:
+            raise ValueError(f"step must be one of {_STEPS}, not {self.step!r}")
+        if self.observer not in OBSERVERS:
+            raise ValueError(f"observer must be one of {tuple(OBSERVERS)}, not {self.observer!r}")
+        if self.act_dtype not in _STATIC_DTYPES:
+            raise ValueError(f"act_dtype must be torch.int8 or torch.uint8, not {self.act_dtype}")
+        symmetric = self.layout().activation_mapping == "symmetric"
+        if self.step is not None:
+            if self.act_scale is not None or self.act_zero_point is not None:
+                raise ValueError(f"act_scale and act_zero_point are for one shot: leave them or step={self.step!r} out")
+            return
+        if self.act_scale is None:
+            raise ValueError("give act_scale, or calibrate: step='prepare', inputs, step='convert'")
+        self.act_scale = _number("act_scale", self.act_scale)
+        if not 0 < torch.tensor(self.act_scale, dtype=torch.float64).float() < torch.inf:
+            raise ValueError(f"act_scale must be positive and finite in float32, not {self.act_scale}")
+        if self.act_zero_point is None and not symmetric:
+            raise ValueError("asymmetric activations need act_zero_point as well as act_scale")
+        zero_point = 0.0 if self.act_zero_point is None else _number("act_zero_point", self.act_zero_point)
+        limits = torch.iinfo(self.act_dtype)
+        least, greatest = (0, 0) if symmetric else (limits.min, limits.max)
+        if not zero_point.is_integer() or not least <= zero_point <= greatest:
+            allowed = "0 for symmetric activations" if symmetric else f"an integer within [{least}, {greatest}]"
+            raise ValueError(f"act_zero_point must be {allowed}, not {self.act_zero_point}")
+        self.act_zero_point = int(zero_point)
+
+    def layout(self) -> ACLPackedLayout:
+        """This configuration as the tensors keep it."""
+        return ACLPackedLayout(
+            _mapping(self.act_mapping_type),
+            "per_tensor",
+            _weight_granularity(self.weight_granularity),
+            "int8_static",
+            _STATIC_DTYPES[self.act_dtype],
         )
-    if packed_weight_of(weight) is not None:
-        return module
-    name = f"the parameter '{_qualified_name(parameter_name)}' of {type(module).__name__}({module.extra_repr()})"
-    try:
-        check_weight(weight)
-        packed = ACLPackedTensor.from_hp(weight, config.layout())
-    except (ValueError, NotImplementedError) as error:
-        raise type(error)(f"{name} was not quantized: {error}") from None
-    kernels.warn_if_slow(packed.kernel, name, *packed.weight_shape)
-    setattr(module, parameter_name, torch.nn.Parameter(as_weight(packed), requires_grad=False))
-    module.extra_repr = _ExtraRepr(module, parameter_name)  # type: ignore[method-assign]
-    progress.layer_done()
-    return module
 
 
-try:  # torchao 0.16 lists what FqnToConfig may apply to single parameters; newer ones apply anything
-    from torchao.quantization.quant_api import CUSTOM_PARAM_QUANTIZATION_SUPPORTED_CONFIGS
-except ImportError:
-    pass
-else:
-    CUSTOM_PARAM_QUANTIZATION_SUPPORTED_CONFIGS.add(ACLInt8DynamicActivationInt8WeightConfig)
+def acl_int8_static(
+    step: str | None = None,
+    act_scale: float | Tensor | None = None,
+    act_zero_point: int | Tensor | None = None,
+    act_mapping_type: MappingType = MappingType.SYMMETRIC,
+    act_dtype: torch.dtype = torch.int8,
+    weight_granularity: Granularity | None = None,
+    observer: str = "minmax",
+) -> ACLInt8StaticActivationInt8WeightConfig:
+    """The configuration for ``quantize_``: static int8 activations x per-channel int8 weights by default.
+
+    For the arguments see :class:`ACLInt8StaticActivationInt8WeightConfig`.
+    """
+    return ACLInt8StaticActivationInt8WeightConfig(
+        step,
+        act_scale,
+        act_zero_point,
+        act_mapping_type,
+        act_dtype,
+        PerRow() if weight_granularity is None else weight_granularity,
+        observer,
+    )
+
+
+@dataclass
+class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
+    """Linear layers with 4-bit weights in groups and asymmetric per-token int8 activations, computed by one fused call.
+
+    Attributes:
+        group_size: how many weights along k share a scale: 32, 64, 128, 256, any multiple of 32 that divides k, or
+            None for whole rows.
+        weight_mapping_type: ``MappingType.SYMMETRIC``, or ``MappingType.ASYMMETRIC`` for groups with zero points.
+        scale_dtype: of the groups' scales, ``torch.bfloat16`` or ``torch.float32``.
+        search: whether to search for the scales with the least error, which takes longer.
+        version: of the configuration.
+
+    Raises:
+        ValueError: for any other value.
+    """
+
+    group_size: int | None = 32
+    weight_mapping_type: MappingType = MappingType.SYMMETRIC
+    scale_dtype: torch.dtype = torch.bfloat16
+    search: bool = False
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        _check_version(self.version)
+        if self.group_size is not None and (type(self.group_size) is not int or self.group_size < 1):
+            raise ValueError(
+                f"group_size must be a whole number of at least 1, or None for whole rows, not {self.group_size!r}"
+            )
+        if self.scale_dtype not in (torch.bfloat16, torch.float32):
+            raise ValueError(f"scale_dtype must be torch.bfloat16 or torch.float32, not {self.scale_dtype}")
+        self.layout(1)
+
+    def layout(self, k: int) -> ACLPackedLayout:
+        """This configuration as the tensors keep it, for a weight with rows of k values."""
+        return ACLPackedLayout(
+            activation_mapping="asymmetric",
+            weight_granularity="per_group",
+            scheme="int4_grouped",
+            group_size=self.group_size or k,
+            weight_mapping=_mapping(self.weight_mapping_type, "weight_mapping_type"),
+            scale_dtype=str(self.scale_dtype).removeprefix("torch."),
+        )
+
+
+def acl_int4_grouped(
+    group_size: int | None = 32,
+    weight_mapping_type: MappingType = MappingType.SYMMETRIC,
+    scale_dtype: torch.dtype = torch.bfloat16,
+    search: bool = False,
+) -> ACLInt8DynamicActivationInt4WeightConfig:
+    """The configuration for ``quantize_``: per-token int8 activations x 4-bit weights in symmetric groups by default.
+
+    For the arguments see :class:`ACLInt8DynamicActivationInt4WeightConfig`.
+    """
+    return ACLInt8DynamicActivationInt4WeightConfig(group_size, weight_mapping_type, scale_dtype, search)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 import torchao
 
-from . import __version__, _library, _ops, kernels
+from . import __version__, _library, _ops, kernels, text_table
+from .command_line import positive
 
 #: Set by tests/arm64 in every emulated process: the name of the CPU model.
 EMULATED_CPU = "AO_ARM_EMULATED_CPU"
@@ -84,10 +85,13 @@ def system() -> System:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, default=768, help="output features of the layer (default: %(default)s)")
     parser.add_argument("--k", type=int, default=768, help="input features of the layer (default: %(default)s)")
+    parser.add_argument(
+        "--group-size", type=positive, default=0, help="show the kernels for 4-bit weights in groups of this size"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    for line in (*_system_lines(system()), "", *_kernel_lines(args.n, args.k)):
+    for line in (*_system_lines(system()), "", *_kernel_lines(args.n, args.k, args.group_size)):
         print(line)
     return 0
 
@@ -114,20 +118,21 @@ def _system_lines(this: System) -> Iterator[str]:
     return (f"{name:{width}}  {fact}" for name, fact in facts.items())
 
 
-def _kernel_lines(n: int, k: int) -> Iterator[str]:
+def _kernel_lines(n: int, k: int, group_size: int) -> Iterator[str]:
     """The kernel table, each row followed by the reasons why that kernel cannot serve the layer."""
-    table = kernels.list(n, k)
+    problem = kernels.Problem(n, k, group_size)
+    table = kernels.list(*problem)
     try:
-        chosen, complaint = kernels.select(n, k), ""
+        chosen, complaint = kernels.select(*problem), ""
     except ValueError as error:
         chosen, complaint = "", str(error)
-    yield f"kernels for a layer with weight (n, k) = ({n}, {k}); cost in cycles of a call with 16 rows"
+    weight = f"4-bit weight in groups of {group_size}," if group_size else "int8 weight"
+    yield f"kernels for a layer with {weight} (n, k) = ({n}, {k}); cost in cycles of a call with 16 rows"
     header = ("kernel", "needs", "cost", "")
     rows = [_row(kernel, chosen) for kernel in table]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row, reasons in zip((header, *rows), ((), *(kernel.reasons for kernel in table)), strict=True):
-        name, needs, cost, verdict = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield f"{name}  {needs}  {cost.strip():>{widths[2]}}  {verdict}".rstrip()
+    lines = text_table.lines([header, *rows], right=(2,))
+    for line, reasons in zip(lines, ((), *(kernel.reasons for kernel in table)), strict=True):
+        yield line
         yield from (f"    - {reason}" for reason in reasons)
     if complaint:
         yield f"no kernel is chosen: {complaint}"

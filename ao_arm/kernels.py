@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
-from . import _ops
+from . import _ops, text_table
 
-#: Environment variable that names the one kernel to use. An unknown or unfit one is an error.
+#: Environment variable that names the one kernel to use, or one for int8 and one for 4-bit weights, separated by a
+#: comma. An unknown or unfit one is an error.
 FORCE = "AO_ARM_KERNEL"
-#: On AArch64 a layer that this kernel has to refuse is slower than it could be.
-_BEST_ON_ARM = "acl/s8s32+epilogue"
 _warned: set[tuple[str, ...]] = set()
 
 
@@ -27,7 +28,7 @@ class Kernel:
         summary: what it is.
         features: CPU features it needs.
         reasons: every reason why it cannot serve the layer here; empty if it can.
-        cost: estimated cycles of a call with 16 rows, or None if it cannot serve the layer.
+        cost: estimated cycles of a call with 16 rows, were it not for the reasons; None if this CPU cannot run it.
     """
 
     id: str
@@ -37,42 +38,75 @@ class Kernel:
     cost: float | None
 
 
-def list(n: int = 768, k: int = 768) -> tuple[Kernel, ...]:
-    """All kernels that ao_arm knows, judged for a layer with weight (n, k)."""
+class Problem(NamedTuple):
+    """A linear layer as far as kernels are chosen by it.
+
+    Attributes:
+        n, k: the weight's shape.
+        group_size: of 4-bit weights; 0 for int8 weights.
+        float_scales: whether the scales of groups are float32, and not bfloat16.
+        zero_points: whether groups have zero points.
+    """
+
+    n: int
+    k: int
+    group_size: int = 0
+    float_scales: bool = False
+    zero_points: bool = False
+
+
+def list(
+    n: int = 768, k: int = 768, group_size: int = 0, float_scales: bool = False, zero_points: bool = False
+) -> tuple[Kernel, ...]:
+    """All kernels that ao_arm knows for weights of this kind, judged for a layer; the arguments are a ``Problem``'s."""
+    table = (
+        _ops.kernel_table_int4(n, k, group_size, float_scales, zero_points) if group_size else _ops.kernel_table(n, k)
+    )
     return tuple(
         Kernel(row["id"], row["summary"], tuple(row["features"]), tuple(row["reasons"]), row["cost"])
-        for row in json.loads(_ops.kernel_table(n, k))
+        for row in json.loads(table)
     )
 
 
-def select(n: int, k: int) -> str:
-    """The id of the kernel that serves a layer with weight (n, k): the cheapest that fits, or the forced one.
+def select(n: int, k: int, group_size: int = 0, float_scales: bool = False, zero_points: bool = False) -> str:
+    """The id of the kernel that serves a layer: the cheapest that fits, or the forced one.
+
+    The arguments are a ``Problem``'s.
 
     Raises:
         ValueError: if none fits, or ``AO_ARM_KERNEL`` names an unknown or unfit kernel.
     """
-    chosen: str = _ops.call(_ops.select_kernel, n, k, os.environ.get(FORCE, ""))
+    forced = _forced(group_size)
+    chosen: str = (
+        _ops.call(_ops.select_kernel_int4, n, k, group_size, float_scales, zero_points, forced)
+        if group_size
+        else _ops.call(_ops.select_kernel, n, k, forced)
+    )
     return chosen
 
 
-def warn_if_slow(chosen: str, layer: str, n: int, k: int) -> None:
-    """Warns, once for each reason, if this CPU's best kernel had to refuse the layer."""
-    if os.environ.get(FORCE) or "AArch64" not in _architecture():
+def _forced(group_size: int) -> str:
+    """Of the kernels that ``AO_ARM_KERNEL`` names, that for weights of this kind; what it names if there is none."""
+    named = os.environ.get(FORCE, "")
+    known = {kernel.id for kernel in list(group_size=group_size)} if "," in named else set()
+    return next((name.strip() for name in named.split(",") if name.strip() in known), named)
+
+
+def warn_if_slow(chosen: str, layer: str, *problem: Any) -> None:
+    """Warns, once for each reason, if a kernel that would be faster on this CPU had to refuse the layer."""
+    if os.environ.get(FORCE):
         return
-    for kernel in list(n, k):
-        if kernel.id == _BEST_ON_ARM and kernel.reasons and kernel.reasons not in _warned:
+    rows = list(*problem)
+    cost = min((kernel.cost for kernel in rows if kernel.id == chosen and kernel.cost is not None), default=math.inf)
+    for kernel in rows:
+        faster = kernel.cost is not None and kernel.cost < cost
+        if faster and kernel.reasons and kernel.reasons not in _warned:
             _warned.add(kernel.reasons)
             warnings.warn(
                 f"{layer} is served by the slower kernel {chosen}, because {kernel.id} cannot: "
                 f"{'; '.join(kernel.reasons)}. ao_arm.explain(model) lists all layers.",
                 stacklevel=2,
             )
-
-
-def _architecture() -> str:
-    import platform
-
-    return "AArch64" if platform.machine() in ("aarch64", "arm64") else platform.machine()
 
 
 @dataclass(frozen=True)
@@ -105,11 +139,7 @@ class Explanation(tuple[LayerExplanation, ...]):
             (layer.name, f"{layer.shape[0]} x {layer.shape[1]}", layer.scheme, layer.kernel, layer.packing_format)
             for layer in self
         ]
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in (header, tuple("-" * width for width in widths), *rows)
-        ]
+        lines = text_table.with_rule(header, rows)
         reasons = {kernel: why for layer in self for kernel, why in layer.rejected.items()}
         lines += [f"not {kernel}: {'; '.join(why)}" for kernel, why in reasons.items()]
         return "\n".join(lines)
@@ -130,11 +160,9 @@ def explain(model: torch.nn.Module) -> Explanation:
             packed = packed_weight_of(parameter)
             if packed is not None:
                 info = json.loads(_ops.packed_weight_info(packed._bytes()))
-                n, k = info["n"], info["k"]
-                rejected = {kernel.id: kernel.reasons for kernel in list(n, k) if kernel.reasons}
-                layers.append(
-                    LayerExplanation(full_name, (n, k), packed.scheme, info["kernel"], info["packing_format"], rejected)
-                )
+                rejected = {kernel.id: kernel.reasons for kernel in list(*packed.problem) if kernel.reasons}
+                shape, scheme, packing_format = packed.weight_shape, packed.scheme, info["packing_format"]
+                layers.append(LayerExplanation(full_name, shape, scheme, info["kernel"], packing_format, rejected))
             elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
                 n, k = parameter.shape
                 layers.append(LayerExplanation(full_name, (n, k), f"not quantized ({parameter.dtype})", "torch"))

@@ -1,11 +1,16 @@
-"""Shows on a terminal how many layers have been quantized. torchao does not tell how many there will be, nor when the
-last one is done, so the bar counts without a total and closes when no layer has followed for a moment."""
+"""Progress bars on a terminal.
+
+One counts the layers that have been quantized. torchao does not tell how many there will be, nor when the last one is
+done, so that bar counts without a total and closes when no layer has followed for a moment.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -48,3 +53,24 @@ def close() -> None:
         if _bar is not None:
             _bar.close()
         _bar = _closing = None
+
+
+class _StepBar(tqdm):  # type: ignore[misc]
+    """Without tqdm's thread, which would disturb what is timed."""
+
+    monitor_interval = 0
+
+
+@contextmanager
+def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
+    """A bar for a known number of steps; what it yields is told each step before it is taken."""
+    with _StepBar(total=total, desc=title, disable=not _wanted(), mininterval=0, leave=False) as bar:
+        begun = False
+
+        def report(step: str) -> None:
+            nonlocal begun
+            bar.set_postfix_str(step, refresh=False)
+            bar.update(int(begun))
+            begun = True
+
+        yield report

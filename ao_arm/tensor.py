@@ -6,86 +6,64 @@ On a torchao that has AffineQuantizedTensor (up to 0.17) the class is the ``tens
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import return_and_correct_aliasing
 from torchao.utils import TorchAOBaseTensor
 
 from . import _ops, kernels
-from .quantize import LARGEST, quantize_weight
+from .layout import HAS_AQT, ACLPackedLayout
+from .packing import Packed, Plain, pack, problem_of, unpack
+from .plain import checked_grouped, checked_int8
+from .quantize import check_group_size, quantize_weight, quantize_weight_in_groups
 
 _Base: Any = TorchAOBaseTensor
-_LayoutBase: Any = object
-try:
-    from torchao.dtypes.utils import AQTTensorImpl, Layout
+if HAS_AQT:
+    from torchao.dtypes.utils import AQTTensorImpl
 
-    _Base, _LayoutBase = AQTTensorImpl, Layout
-    HAS_AQT = True
-except ImportError:  # torchao 0.18 and newer
-    HAS_AQT = False
+    _Base = AQTTensorImpl
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-aten = torch.ops.aten
+#: The inner tensors; all but the first may be None.
+_INNER = ("packed_weight", "weight_scale", "act_pre_scale", "act_scale", "act_zero_point")
 _linear_int8_dynamic = _ops.linear_int8_dynamic
+_linear_int8_static = _ops.linear_int8_static
+_linear_qta8a_qga4w = _ops.linear_qta8a_qga4w
 _is_autocast_enabled = torch.is_autocast_enabled
 
 
-@dataclass(frozen=True)
-class ACLPackedLayout(_LayoutBase):
-    """How a packed weight is quantized, and how the activations that meet it are.
-
-    Attributes:
-        activation_mapping: "symmetric" or "asymmetric".
-        activation_granularity: "per_token" or "per_tensor".
-        weight_granularity: "per_channel" or "per_tensor".
-    """
-
-    activation_mapping: str = "symmetric"
-    activation_granularity: str = "per_token"
-    weight_granularity: str = "per_channel"
-
-    def __post_init__(self) -> None:
-        for name, accepted in (
-            ("activation_mapping", ("symmetric", "asymmetric")),
-            ("activation_granularity", ("per_token", "per_tensor")),
-            ("weight_granularity", ("per_channel", "per_tensor")),
-        ):
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} must be one of {accepted}, not {getattr(self, name)!r}")
-
-    def extra_repr(self) -> str:
-        return f"{self.activation_mapping}, {self.activation_granularity} x {self.weight_granularity}"
-
-
 class ACLPackedTensor(_Base):
-    """An int8 weight (n, k), kept in the packed form of the kernel that was chosen for it.
+    """A quantized weight (n, k), kept in the packed form of the kernel that was chosen for it.
 
     To torchao it shows plain contents, so that whatever is written of it can be read on any CPU: ``qdata`` is unpacked
     when it is asked for, and the constructor packs.
 
     Args:
-        qdata: (n, k) int8 in [-127, 127].
-        scale: (n,) float32, one for each output channel (all equal if the weight is quantized per tensor).
+        qdata: (n, k) int8 in [-127, 127]; in [-8, 7] for 4-bit weights.
+        scale: (n,) float32, one for each output channel (all equal if the weight is quantized per tensor);
+            (n, k / group_size) for 4-bit weights.
         _layout: how weight and activations are quantized.
         weight_dtype: the dtype of the weight that was quantized, and of what ``dequantize`` returns.
         act_pre_scale: multiplied into activations before they are quantized (SmoothQuant), or None.
+        act_scale: (1,) float32, the scale of static activations; None for dynamic ones.
+        act_zero_point: (1,) of the activations' dtype, int8 or uint8; None for dynamic ones.
+        zero_point: (n, k / group_size) int8 in [-8, 7] for asymmetric 4-bit weights, else None.
 
     Attributes:
         packed_weight: the packed bytes, uint8, with a header that names kernel and shape.
+        weight_scale: the scales, as the kernel reads them; None if they are among the packed bytes.
         weight_shape: (n, k).
         transposed: whether this tensor stands for the transpose, (k, n): what ``w.t()`` gives.
     """
 
     packed_weight: Tensor
-    scale: Tensor
+    weight_scale: Tensor | None
     act_pre_scale: Tensor | None
+    act_scale: Tensor | None
+    act_zero_point: Tensor | None
     weight_shape: tuple[int, int]
     weight_dtype: torch.dtype
     transposed: bool
@@ -94,8 +72,9 @@ class ACLPackedTensor(_Base):
     _per_token: bool
 
     tensor_data_names = ["qdata", "scale"]  # noqa: RUF012 (torchao wants lists)
-    optional_tensor_data_names = ["act_pre_scale"]  # noqa: RUF012
-    tensor_attribute_names = ["_layout", "weight_dtype"]  # noqa: RUF012
+    optional_tensor_data_names = ["act_pre_scale", "zero_point"]  # noqa: RUF012
+    # Two numbers rather than two tensors: transformers knows tensors of certain names only.
+    tensor_attribute_names = ["_layout", "weight_dtype", "act_quantization"]  # noqa: RUF012
 
     def __new__(
         cls,
@@ -104,11 +83,17 @@ class ACLPackedTensor(_Base):
         _layout: ACLPackedLayout,
         weight_dtype: torch.dtype,
         act_pre_scale: Tensor | None = None,
+        act_scale: Tensor | None = None,
+        act_zero_point: Tensor | None = None,
+        zero_point: Tensor | None = None,
     ) -> ACLPackedTensor:
+        if (zero_point is not None) != (_layout.weight_mapping == "asymmetric"):
+            raise ValueError(f"zero_point belongs to asymmetric 4-bit weights, not to {_layout.weight_mapping} ones")
+        _check_activations(_layout, act_scale, act_zero_point)
         n, k = qdata.shape
-        packed = _ops.call(_ops.pack_int8, qdata.contiguous(), kernels.select(n, k))
-        full_scale = scale.detach().reshape(-1).to(torch.float32).expand(n).contiguous()
-        return cls._wrap(packed, full_scale, _layout, (n, k), weight_dtype, act_pre_scale)
+        packed = pack(Plain(qdata, scale, zero_point), _layout)
+        inner = (packed.packed_weight, packed.weight_scale, act_pre_scale, act_scale, act_zero_point)
+        return cls._wrap(dict(zip(_INNER, inner, strict=True)), _layout, (n, k), weight_dtype)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """``_wrap`` has done everything."""
@@ -116,21 +101,19 @@ class ACLPackedTensor(_Base):
     @classmethod
     def _wrap(
         cls,
-        packed_weight: Tensor,
-        scale: Tensor,
+        inner: Mapping[str, Tensor | None],
         layout: ACLPackedLayout,
         weight_shape: tuple[int, int],
         weight_dtype: torch.dtype,
-        act_pre_scale: Tensor | None = None,
         transposed: bool = False,
     ) -> ACLPackedTensor:
         n, k = weight_shape
+        packed_weight: Any = inner["packed_weight"]
         made: Any = torch.Tensor._make_wrapper_subclass(
             cls, (k, n) if transposed else (n, k), dtype=weight_dtype, device=packed_weight.device, requires_grad=False
         )
-        made.packed_weight = packed_weight
-        made.scale = scale
-        made.act_pre_scale = act_pre_scale
+        for name in _INNER:
+            setattr(made, name, inner.get(name))
         made._layout = layout
         made.weight_shape = (n, k)
         made.weight_dtype = weight_dtype
@@ -141,17 +124,18 @@ class ACLPackedTensor(_Base):
         result: ACLPackedTensor = made
         return result
 
+    def _inner(self) -> dict[str, Tensor]:
+        """The tensors that it consists of."""
+        return {name: inner for name in _INNER if (inner := getattr(self, name)) is not None}
+
     def _rewrap(self, function: Callable[[Tensor], Tensor] | None = None, **changes: Any) -> ACLPackedTensor:
         """A copy with ``function`` applied to each inner tensor and some of ``_wrap``'s arguments changed."""
-        apply = function or (lambda inner: inner)
-        pre_scale = None if self.act_pre_scale is None else apply(self.act_pre_scale)
+        inner = self._inner()
         arguments = {
-            "packed_weight": apply(self.packed_weight),
-            "scale": apply(self.scale),
+            "inner": inner if function is None else {name: function(tensor) for name, tensor in inner.items()},
             "layout": self._layout,
             "weight_shape": self.weight_shape,
             "weight_dtype": self.weight_dtype,
-            "act_pre_scale": pre_scale,
             "transposed": self.transposed,
         }
         return ACLPackedTensor._wrap(**{**arguments, **changes})
@@ -159,40 +143,40 @@ class ACLPackedTensor(_Base):
     _apply_fn_to_data = _rewrap
 
     def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
-        inner = ["packed_weight", "scale", *(["act_pre_scale"] if self.act_pre_scale is not None else [])]
         attributes = ("_layout", "weight_shape", "weight_dtype", "transposed")
-        return inner, {name: getattr(self, name) for name in attributes}
+        return list(self._inner()), {name: getattr(self, name) for name in attributes}
 
     @classmethod
     def __tensor_unflatten__(
-        cls, inner: dict[str, Tensor], attributes: dict[str, Any], outer_size: Any, outer_stride: Any
+        cls, inner: Mapping[str, Tensor | None], attributes: dict[str, Any], outer_size: Any, outer_stride: Any
     ) -> ACLPackedTensor:
-        return cls._wrap(
-            inner["packed_weight"],
-            inner["scale"],
-            attributes["_layout"],
-            attributes["weight_shape"],
-            attributes["weight_dtype"],
-            inner.get("act_pre_scale"),
-            attributes["transposed"],
-        )
+        layout, shape, dtype, transposed = attributes.values()
+        return cls._wrap(inner, layout, shape, dtype, transposed)
 
     def _stable_hash_for_caching(self) -> str:
         """For the key of torch.compile's cache: what a graph depends on, which is everything but the values."""
-        inner = (self.packed_weight, self.scale, self.act_pre_scale)
-        tensors = [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in inner]
+        tensors = [(name, t.shape, t.stride(), t.dtype, t.device) for name, t in self._inner().items()]
         contents = (self.shape, self.requires_grad, self._layout, self.weight_dtype, self.transposed, tensors)
         return hashlib.sha256(repr(contents).encode()).hexdigest()
 
     # --- making one ---
 
     @classmethod
-    def from_hp(cls, weight: Tensor, layout: ACLPackedLayout | None = None) -> ACLPackedTensor:
+    def from_hp(
+        cls,
+        weight: Tensor,
+        layout: ACLPackedLayout | None = None,
+        act_scale: Tensor | None = None,
+        act_zero_point: Tensor | None = None,
+        search: bool = False,
+    ) -> ACLPackedTensor:
         """Quantizes and packs a float weight.
 
         Args:
             weight: (n, k), float32, bfloat16 or float16, on the CPU.
             layout: how to quantize; the default is symmetric per-token activations x per-channel weights.
+            act_scale, act_zero_point: of static activations, as for the constructor.
+            search: whether to search for the scales of 4-bit groups, as ``quantize_weight_in_groups`` says.
 
         Raises:
             ValueError: if the weight has another shape or dtype, holds NaN or infinity, or no kernel can serve it.
@@ -201,8 +185,18 @@ class ACLPackedTensor(_Base):
         layout = ACLPackedLayout() if layout is None else layout
         check_weight(weight)
         with torch.no_grad():
+            if layout.is_grouped:
+                check_group_size(weight.shape[1], layout.group_size)
+                qdata, scale, zero_point = quantize_weight_in_groups(
+                    weight.detach(),
+                    layout.group_size,
+                    layout.weight_mapping == "symmetric",
+                    getattr(torch, layout.scale_dtype),
+                    search,
+                )
+                return cls(qdata, scale, layout, weight.dtype, zero_point=zero_point)
             qdata, scale = quantize_weight(weight.detach(), layout.weight_granularity == "per_channel")
-            return cls(qdata, scale, layout, weight.dtype)
+            return cls(qdata, scale, layout, weight.dtype, None, act_scale, act_zero_point)
 
     @classmethod
     def from_plain(
@@ -212,49 +206,40 @@ class ACLPackedTensor(_Base):
         zero_point: Tensor | None,
         _layout: ACLPackedLayout,
         dtype: torch.dtype = torch.float32,
+        act_scale: Tensor | None = None,
+        act_zero_point: Tensor | None = None,
     ) -> ACLPackedTensor:
         """Packs a weight that is already quantized.
 
         Args:
-            data: (n, k) int8 in [-127, 127].
-            scale: n positive numbers, or one for the whole weight.
-            zero_point: None or zeros: weights are symmetric.
-            _layout: how activations are quantized; the weight's granularity is taken from ``scale``.
+            data: (n, k) int8 in [-127, 127]. For 4-bit weights int8 in [-8, 7] or, as GPTQ and AWQ count, uint8 in
+                [0, 15].
+            scale: n positive numbers, or one for the whole weight; (n, k / group_size) numbers for 4-bit weights.
+            zero_point: None or zeros for symmetric weights. (n, k / group_size) integers in the range of ``data`` for
+                asymmetric 4-bit ones.
+            _layout: how activations are quantized, and which kind of weight it is; the granularity of int8 weights is
+                taken from ``scale``, and whether 4-bit ones are symmetric from ``zero_point``.
             dtype: the dtype that the tensor shows.
+            act_scale, act_zero_point: of static activations, as for the constructor.
 
         Raises:
             ValueError: if a tensor has another shape, dtype or range.
-            NotImplementedError: if a zero point is not 0, or a tensor is not on the CPU.
+            NotImplementedError: if a zero point of int8 weights is not 0, or a tensor is not on the CPU.
         """
-        if data.dtype != torch.int8 or data.dim() != 2:
-            raise ValueError(f"data must be an int8 matrix (n, k), not {data.dtype} of shape {tuple(data.shape)}")
-        if dtype not in _FLOATS:
+        if dtype not in _ops.FLOATS:
             raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
         for name, tensor in (("data", data), ("scale", scale), ("zero_point", zero_point)):
             if tensor is not None and tensor.device.type != "cpu":
                 raise NotImplementedError(f"{name} is on the device {tensor.device}, and ao_arm packs on the CPU")
-        n = data.shape[0]
-        if scale.numel() not in (1, n):
-            raise ValueError(f"scale must have 1 or n = {n} elements, not {scale.numel()}: groups along k are not int8")
-        if not scale.is_floating_point() or not bool((scale.float().isfinite() & (scale.float() > 0)).all()):
-            raise ValueError("scale must hold positive, finite floats")
-        if zero_point is not None and bool((zero_point != 0).any()):
-            raise NotImplementedError("weights with zero points are not supported: quantize symmetrically")
-        if data.numel() > 0 and int(data.amin()) < -LARGEST:
-            raise ValueError(f"data holds -128; quantize with quant_min=-{LARGEST}, quant_max={LARGEST}")
-        per_channel = scale.numel() == n and not (n == 1 and _layout.weight_granularity == "per_tensor")
-        layout = dataclasses.replace(_layout, weight_granularity="per_channel" if per_channel else "per_tensor")
-        return cls(data, scale, layout, dtype)
+        plain, layout = (checked_grouped if _layout.is_grouped else checked_int8)(data, scale, zero_point, _layout)
+        return cls(plain.qdata, plain.scale, layout, dtype, None, act_scale, act_zero_point, plain.zero_point)
 
     # --- looking into one ---
 
     @property
     def scheme(self) -> str:
         """Activation and weight quantization in words."""
-        layout = self._layout
-        return (
-            f"int8 dynamic ({layout.activation_mapping}, {layout.activation_granularity} x {layout.weight_granularity})"
-        )
+        return f"{self._layout.scheme.replace('_', ' ')} ({self._layout.extra_repr()})"
 
     @property
     def kernel(self) -> str:
@@ -269,25 +254,60 @@ class ACLPackedTensor(_Base):
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the weight takes: packed bytes and scales."""
-        inner = (self.packed_weight, self.scale, self.act_pre_scale)
-        return sum(int(tensor.nbytes) for tensor in inner if tensor is not None)
+        return sum(int(tensor.nbytes) for tensor in self._inner().values())
+
+    @property
+    def problem(self) -> kernels.Problem:
+        """What the kernel was chosen for."""
+        return problem_of(*self.weight_shape, self._layout)
+
+    def plain(self) -> Plain:
+        """Exactly what was packed; reading its parts one by one would unpack for each."""
+        return unpack(Packed(self._bytes(), self.weight_scale), *self.weight_shape, self._layout)
 
     @property
     def qdata(self) -> Tensor:
-        """Exactly the int8 values (n, k) that were packed."""
-        values: Tensor = _ops.call(_ops.unpack_int8, self._bytes())
-        return values
+        """Exactly the integers (n, k) that were packed, int8."""
+        return self.plain().qdata
 
-    def get_plain(self) -> tuple[Tensor, Tensor, None]:
-        """Exactly the int8 values (n, k) that were packed, their scales, (n,) or (1,), and no zero points."""
-        return self.qdata, self.scale if self._layout.weight_granularity == "per_channel" else self.scale[:1], None
+    @property
+    def scale(self) -> Tensor:
+        """The scales: (n,) float32, or (n, k / group_size) of 4-bit weights."""
+        return self.plain().scale if self.weight_scale is None else self.weight_scale
+
+    @property
+    def zero_point(self) -> Tensor | None:
+        """The zero points of asymmetric 4-bit weights, (n, k / group_size) int8, or None."""
+        return self.plain().zero_point if self._layout.weight_mapping == "asymmetric" else None
+
+    def get_plain(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Exactly the integers (n, k) that were packed, their scales ((1,) if per tensor), and zero points."""
+        plain = self.plain()
+        return (
+            plain.qdata,
+            plain.scale[:1] if self._layout.weight_granularity == "per_tensor" else plain.scale,
+            (plain.zero_point),
+        )
+
+    @property
+    def act_quantization(self) -> list[float] | None:
+        """The scale and the zero point of static activations as numbers, or None."""
+        if self.act_scale is None or self.act_zero_point is None:
+            return None
+        return [float(self.act_scale), int(self.act_zero_point)]
 
     def get_layout(self) -> ACLPackedLayout:
+        """How the weight is quantized, and the activations that meet it."""
         return self._layout
 
     def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
-        """``q * scale`` in float32, rounded to ``output_dtype`` (default: the weight's dtype); (n, k)."""
-        weight = (self.qdata.to(torch.float32) * self.scale[:, None]).to(output_dtype or self.weight_dtype)
+        """``(q - zero_point) * scale`` in float32, rounded to ``output_dtype`` (default: the weight's); (n, k)."""
+        plain, (n, k) = self.plain(), self.weight_shape
+        groups = plain.qdata.to(torch.float32).view(n, -1, self._layout.group_size or k)
+        if plain.zero_point is not None:
+            groups = groups - plain.zero_point[..., None].to(torch.float32)
+        scale = plain.scale.to(torch.float32).view(n, -1, 1)
+        weight = (groups * scale).view(n, k).to(output_dtype or self.weight_dtype)
         return weight.t() if self.transposed else weight
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -309,9 +329,8 @@ class ACLPackedTensor(_Base):
         return super().__torch_function__(func, types, args, kwargs)
 
     def _share_memory(self) -> ACLPackedTensor:
-        for inner in (self.packed_weight, self.scale, self.act_pre_scale):
-            if inner is not None:
-                inner.share_memory_()
+        for inner in self._inner().values():
+            inner.share_memory_()
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -325,22 +344,38 @@ def check_weight(weight: Tensor) -> None:
     if weight.device.type != "cpu":
         todo = "load real values first" if weight.device.type == "meta" else "move the model with .cpu()"
         raise NotImplementedError(f"it is on the device {weight.device}, and ao_arm quantizes on the CPU; {todo}")
-    if weight.dtype not in _FLOATS:
+    if weight.dtype not in _ops.FLOATS:
         raise ValueError(f"its dtype must be float32, bfloat16 or float16, not {weight.dtype}")
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"it must be a matrix (n, k) with n and k of at least 1, not of shape {tuple(weight.shape)}")
+
+
+def _check_activations(layout: ACLPackedLayout, scale: Tensor | None, zero_point: Tensor | None) -> None:
+    """Raises ``ValueError`` unless static activations have a scale and a zero point as the kernels take them."""
+    if not layout.is_static:
+        if scale is not None or zero_point is not None:
+            raise ValueError(f"act_scale and act_zero_point belong to static activations, not to {layout.scheme}")
+        return
+    for name, tensor, dtype in (
+        ("act_scale", scale, torch.float32),
+        ("act_zero_point", zero_point, getattr(torch, layout.activation_dtype)),
+    ):
+        given = "None" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != (1,):
+            raise ValueError(f"{name} of {layout.scheme} activations must be {dtype} of shape (1,), not {given}")
 
 
 def linear(input: Tensor, weight: ACLPackedTensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` for a packed weight: one fused call that quantizes ``input``, multiplies, scales and adds the bias.
 
     Args:
-        input: (..., k), float32, bfloat16 or float16. Under CPU autocast, float32 becomes the autocast dtype.
+        input: (..., k), float32, bfloat16 or float16. Under CPU autocast, float32 becomes the autocast dtype. For
+            static activations also already quantized, of ``act_zero_point``'s dtype.
         weight: (n, k).
         bias: (n,) or None.
 
     Returns:
-        (..., n) of the input's dtype.
+        (..., n) of the input's dtype; float32 if that is quantized.
 
     Raises:
         ValueError: if shapes, dtypes or devices do not fit, or the packed bytes cannot be read here.
@@ -350,141 +385,52 @@ def linear(input: Tensor, weight: ACLPackedTensor, bias: Tensor | None = None) -
     if _is_autocast_enabled("cpu") and input.dtype is torch.float32:
         input = input.to(torch.get_autocast_dtype("cpu"))
     if weight.act_pre_scale is not None:
+        if not input.is_floating_point():
+            raise ValueError(f"this weight has an act_pre_scale, for floats, but its input is {input.dtype}")
         input = (input * weight.act_pre_scale).to(input.dtype)
     try:
-        result: Tensor = _linear_int8_dynamic(
-            input, weight.packed_weight, weight.scale, bias, weight._symmetric, weight._per_token
-        )
+        result: Tensor
+        if weight.weight_scale is None:
+            result = _linear_qta8a_qga4w(
+                input, weight.packed_weight, weight.weight_shape[0], bias, None, None, None, None
+            )
+        elif weight.act_scale is None:
+            result = _linear_int8_dynamic(
+                input, weight.packed_weight, weight.weight_scale, bias, weight._symmetric, weight._per_token
+            )
+        else:
+            result = _linear_int8_static(
+                input, weight.packed_weight, weight.weight_scale, bias, weight.act_scale, weight.act_zero_point
+            )
         return result
     except RuntimeError as error:
+        if weight.weight_scale is None and input.dtype not in _ops.FLOATS:  # the op takes more, with scales
+            raise ValueError(f"input must be float32, bfloat16 or float16, not {input.dtype}") from None
         raise _ops.user_error(error) from None
 
 
-implements = ACLPackedTensor.implements
-_Arguments = tuple[Any, ...]
-_Keywords = dict[str, Any]
+def linear_static(
+    input: Tensor,
+    weight: ACLPackedTensor,
+    bias: Tensor | None = None,
+    output_scale: Tensor | None = None,
+    output_zero_point: Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
+    output_min: float | None = None,
+    output_max: float | None = None,
+) -> Tensor:
+    """A static layer of which the input may be quantized already, and the output be quantized as well.
 
-
-def copy_weight(target: Tensor, source: Tensor) -> None:
-    """Copies one packed weight's values into another: what ``load_state_dict`` does without ``assign=True``.
+    For the arguments see ``ao_arm.reference.linear_int8_static``; scale and zero point of the input are the weight's.
 
     Raises:
-        ValueError: if either is no packed weight, or their shapes or schemes differ.
+        ValueError: if shapes, dtypes or devices do not fit, or the packed bytes cannot be read here.
     """
-    if not isinstance(source, ACLPackedTensor):
-        raise ValueError(
-            f"a {source.dtype} tensor cannot be copied into a weight that ao_arm quantized: load it into the model "
-            "before quantize_"
-        )
-    if not isinstance(target, ACLPackedTensor):
-        raise ValueError(
-            f"a weight that ao_arm quantized cannot be copied into a {target.dtype} tensor: quantize_ the model first, "
-            "or use load_state_dict(..., assign=True)"
-        )
-    for name in ("weight_shape", "_layout", "transposed"):
-        theirs, ours = getattr(source, name), getattr(target, name)
-        if theirs != ours:
-            raise ValueError(f"a weight with {name.strip('_')} {theirs} cannot be copied into one with {ours}")
-    if target.packed_weight.shape == source.packed_weight.shape:
-        target.packed_weight.copy_(source.packed_weight)
-    else:
-        target.packed_weight = source.packed_weight.clone()
-    target.scale.copy_(source.scale)
-    target.act_pre_scale = None if source.act_pre_scale is None else source.act_pre_scale.clone()
-
-
-@implements(aten.copy_.default)
-def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    target: Tensor = args[0]
-    copy_weight(target, args[1])
-    return target
-
-
-@implements(aten.linear.default)
-def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    return linear(*args, **kwargs)
-
-
-@implements([aten.detach.default, aten.alias.default, aten.clone.default, aten.contiguous.default])
-def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    copied = args[0]._rewrap(lambda inner: func(inner, *args[1:], **kwargs))
-    result: Tensor = return_and_correct_aliasing(func, args, kwargs, copied)
+    if weight.act_pre_scale is not None:
+        input = (input * weight.act_pre_scale).to(input.dtype)
+    result: Tensor = _ops.call(
+        _linear_int8_static,
+        *(input, weight.packed_weight, weight.weight_scale, bias, weight.act_scale, weight.act_zero_point),
+        *(output_scale, output_zero_point, output_dtype, output_min, output_max),
+    )
     return result
-
-
-@implements(aten._to_copy.default)
-def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    weight: ACLPackedTensor = args[0]
-    target = weight._get_to_kwargs(*args[1:], **kwargs)
-    device = torch.device(target["device"])
-    if device.type not in ("cpu", "meta"):
-        raise NotImplementedError(f"an ACLPackedTensor lives on the CPU, not on {device}: dequantize() it to move it")
-    if not target["dtype"].is_floating_point:
-        raise ValueError(
-            f"an ACLPackedTensor stands for floats, not for {target['dtype']}: dequantize() it to convert it"
-        )
-    return weight._rewrap(lambda inner: inner.to(device, copy=True), weight_dtype=target["dtype"])
-
-
-@implements([aten.t.default, aten.transpose.int, aten.permute.default])
-def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    weight: ACLPackedTensor = args[0]
-    dims = args[1] if func is aten.permute.default else args[1:] or (1, 0)
-    order = [dim % 2 for dim in dims]
-    if sorted(order) != [0, 1]:
-        raise ValueError(f"an ACLPackedTensor has the dimensions 0 and 1, not {tuple(dims)}")
-    swaps = func is not aten.permute.default or order == [1, 0]
-    flipped = weight._rewrap(transposed=weight.transposed != swaps)
-    result: Tensor = return_and_correct_aliasing(func, args, kwargs, flipped)
-    return result
-
-
-@implements(aten.slice.Tensor)
-def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    """A slice is unpacked, cut and packed again: a tensor of its own, not a view."""
-    weight, dim, *bounds = args
-    dim = (dim if args[1:] else 0) % 2
-    of_k = (dim == 1) != weight.transposed
-    qdata = aten.slice.Tensor(weight.qdata, int(of_k), *bounds)
-    if qdata.numel() == 0:
-        raise ValueError(f"a slice of an ACLPackedTensor must not be empty, as {tuple(qdata.shape)} is")
-    scale, pre_scale = weight.scale, weight.act_pre_scale
-    if not of_k:
-        scale = aten.slice.Tensor(scale, 0, *bounds)
-    elif pre_scale is not None and pre_scale.numel() > 1:
-        pre_scale = aten.slice.Tensor(pre_scale, pre_scale.dim() - 1, *bounds)
-    made = ACLPackedTensor(qdata, scale, weight._layout, weight.weight_dtype, pre_scale)
-    return made._rewrap(transposed=weight.transposed)
-
-
-@implements(aten.embedding.default)
-def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    """For a weight that a language model shares between its head and its embedding. Dequantizes, so it is slow."""
-    weight, indices, *rest = args
-    looked_up: Tensor = aten.embedding.default(weight.dequantize(), indices, *rest, **kwargs)
-    return looked_up
-
-
-def _matmul(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``input @ weight + bias`` as compiled graphs write a linear layer: with the weight transposed."""
-    if not isinstance(weight, ACLPackedTensor) or not weight.transposed:
-        raise NotImplementedError(
-            "an ACLPackedTensor multiplies as x @ w.t() or F.linear(x, w) only; dequantize() it for other products"
-        )
-    return linear(input, weight._rewrap(transposed=False), bias)
-
-
-@implements(aten.mm.default)
-def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    return _matmul(args[0], args[1], None)
-
-
-@implements(aten.addmm.default)
-def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    if kwargs.get("alpha", 1) != 1 or kwargs.get("beta", 1) != 1:
-        raise NotImplementedError("addmm with an ACLPackedTensor supports alpha = beta = 1 only")
-    bias: Tensor
-    bias, input, weight = args[:3]
-    if bias.dim() != 1:
-        return _matmul(input, weight, None) + bias
-    return _matmul(input, weight, bias)

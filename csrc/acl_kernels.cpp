@@ -8,7 +8,22 @@
 //
 // ACL picks a micro-kernel by m, and micro-kernels differ in how they pack. A weight is packed for the one that ACL
 // picks for a whole block of rows; a smaller block is run with the next larger m for which ACL picks the same.
-#include "registry.h"
+#include "kernel.h"
+
+#if defined(__aarch64__)
+namespace ao_arm {
+namespace {
+
+// Modelled on Neoverse V1 (i8mm), N1 (dotprod) and A72: some 6,000 cycles a call, then multiply-accumulates.
+double cost(const Problem& problem, const CpuFeatures& cpu) {
+    const double macs_per_cycle = cpu.has(kI8mm) ? 113 : cpu.has(kDotprod) ? 30 : 12;
+    const double panels = static_cast<double>((problem.n + kPanelColumns - 1) / kPanelColumns);
+    return 6000.0 * panels + 16.0 * static_cast<double>(problem.n) * static_cast<double>(problem.k) / macs_per_cycle;
+}
+
+}  // namespace
+}  // namespace ao_arm
+#endif
 
 #if AO_ARM_HAVE_ACL
 
@@ -424,7 +439,7 @@ bool self_check() {
     std::vector<uint8_t> scratch(scratch_bytes(kN, kK));
     for (int turn = 0; turn < 4; ++turn) {
         const int w = turn % 2;
-        if (!gemm({lhs.data(), kK, panels[w].data(), nullptr, dst.data(), kN, kM, kN, kK, scratch.data()}))
+        if (!gemm({lhs.data(), kK, false, panels[w].data(), nullptr, dst.data(), kN, kM, kN, kK, scratch.data()}))
             return false;
         for (int64_t i = 0; i < kM; ++i) {
             for (int64_t j = 0; j < kN; ++j) {
@@ -462,13 +477,6 @@ void reject(const Problem& problem, std::vector<std::string>& reasons) {
     }
 }
 
-// Modelled on Neoverse V1 (i8mm), N1 (dotprod) and A72: some 4,500 cycles a call, then multiply-accumulates.
-double cost(const Problem& problem, const CpuFeatures& cpu) {
-    const double macs_per_cycle = cpu.has(kI8mm) ? 105 : cpu.has(kDotprod) ? 27 : 12;
-    const double panels = static_cast<double>((problem.n + kPanelColumns - 1) / kPanelColumns);
-    return 4500.0 * panels + 16.0 * static_cast<double>(problem.n) * static_cast<double>(problem.k) / macs_per_cycle;
-}
-
 }  // namespace
 
 const Kernel kAclKernel = {"acl/s8s32+epilogue",
@@ -482,7 +490,9 @@ const Kernel kAclKernel = {"acl/s8s32+epilogue",
                            scratch_bytes,
                            pack,
                            unpack,
-                           gemm};
+                           nullptr,
+                           gemm,
+                           false};
 
 }  // namespace ao_arm
 
@@ -501,12 +511,19 @@ void reject(const Problem&, std::vector<std::string>& reasons) {
 #endif
 }
 
+#if defined(__aarch64__)
+constexpr auto kCost = cost;
+#else
+constexpr double (*kCost)(const Problem&, const CpuFeatures&) = nullptr;
+#endif
+
 }  // namespace
 
 const Kernel kAclKernel = {"acl/s8s32+epilogue",
                            "Arm Compute Library's int8 GEMM on a weight packed once",
                            kNoFeature,
                            reject,
+                           kCost,
                            nullptr,
                            nullptr,
                            nullptr,
@@ -514,8 +531,15 @@ const Kernel kAclKernel = {"acl/s8s32+epilogue",
                            nullptr,
                            nullptr,
                            nullptr,
-                           nullptr};
+                           nullptr,
+                           false};
 
 }  // namespace ao_arm
 
 #endif
+
+namespace ao_arm {
+
+std::vector<const Kernel*> acl_kernels() { return {&kAclKernel}; }
+
+}  // namespace ao_arm

@@ -27,7 +27,7 @@ TokenQuantization choose_quantization(const RowRange& range, bool symmetric, DTy
     if (!range.finite) return {std::nanf(""), 0, false};
     if (symmetric) {
         const float scale = rounded_to(dtype, range.maximum / 127.5f);
-        return {scale < kLeastScale ? kLeastScale : scale, 0, true};
+        return {scale < kLeastScale ? kLeastScale : scale, 0, true, true};
     }
     const float low = range.minimum < 0 ? range.minimum : 0;
     const float high = range.maximum > 0 ? range.maximum : 0;
@@ -35,7 +35,7 @@ TokenQuantization choose_quantization(const RowRange& range, bool symmetric, DTy
     if (std::isinf(scale)) scale = high / 255.0f - low / 255.0f;
     if (scale < kLeastScale) scale = kLeastScale;
     const float zero_point = -128.0f - std::nearbyint(low / scale);
-    return {scale, static_cast<int32_t>(zero_point > 127.0f ? 127.0f : zero_point), true};
+    return {scale, static_cast<int32_t>(zero_point > 127.0f ? 127.0f : zero_point), true, true};
 }
 
 RowRange range_of_row(const void* row, int64_t k, bool symmetric, DType dtype) {
@@ -49,7 +49,9 @@ void quantize_row(const void* row, int64_t k, int64_t padded_k, const TokenQuant
         std::memset(q, 0, padded_k);
         return;
     }
-    row_routines().quantize[static_cast<int>(dtype)](row, k, 1.0f / token.scale, token.zero_point, q);
+    const RowRoutines& routines = row_routines();
+    (token.fits ? routines.quantize_fitting : routines.quantize)[static_cast<int>(dtype)](row, k, 1.0f / token.scale,
+                                                                                          token.zero_point, q);
     std::memset(q + k, 0, padded_k - k);
 }
 

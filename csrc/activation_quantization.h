@@ -12,6 +12,8 @@ struct TokenQuantization {
     float scale;
     int32_t zero_point;
     bool finite;  // false: the token holds a NaN or an infinity, and its outputs are NaN
+    // The scale was chosen for the values that it is used for: divided by it they stay within a few hundred.
+    bool fits = false;
 };
 
 // Symmetric: scale = largest magnitude / 127.5 in the activations' own type, at least 2^-23 (torchao's default for

@@ -9,17 +9,30 @@
 
 namespace ao_arm {
 
+enum class ActivationScale {
+    kPerToken,   // each token's own
+    kPerTensor,  // the whole input's own
+    kStatic,     // given
+};
+
 struct LinearInt8 {
     PackedWeight weight;
     const float* weight_scale;  // n
-    const void* bias;           // n, or null
+    const void* bias;           // n floats, or null
     DType bias_dtype;
-    const void* input;  // (m, k), contiguous
-    void* output;       // (m, n), contiguous, of the input's type
-    DType dtype;
+    const void* input;  // (m, k), contiguous; int8 and uint8 with static activations only
+    DType input_dtype;
+    void* output;  // (m, n), contiguous; int8 and uint8 with static activations only
+    DType output_dtype;
     int64_t m;
-    bool activation_symmetric;
-    bool per_token;  // one scale for each token, or one for the whole input
+    ActivationScale activation_scale;
+    bool activation_symmetric;  // unless kStatic
+    float input_scale;          // these two only if kStatic
+    int32_t input_zero_point;   // of activations as int8; uint8 ones are moved by 128
+    float output_scale;         // these two only for int8 and uint8 outputs
+    int32_t output_zero_point;
+    float minimum;  // outputs are clamped to these two; infinite if they are not
+    float maximum;
 };
 
 // Threads that this much work can repay.

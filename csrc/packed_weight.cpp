@@ -9,10 +9,6 @@ namespace ao_arm {
 namespace {
 
 constexpr char kMagic[8] = "AOARMPW";
-constexpr const char* kRepack =
-    "Pack the weight again on this machine: load the checkpoint (state_dict files hold plain int8 values and are "
-    "packed "
-    "when loaded), or quantize the model here.";
 
 uint64_t checksum_of(const PackedHeader& header) {
     constexpr int kWords = offsetof(PackedHeader, checksum) / sizeof(uint64_t);
@@ -37,6 +33,8 @@ void set_name(char (&field)[kSize], const std::string& name) {
 // Whether an intact header's kernel can serve here. Returns an error message, empty on success.
 std::string check_usable(const PackedHeader& header, const Kernel** kernel) {
     const std::string packed_by = std::string("this weight was packed by the kernel ") + header.kernel;
+    if (header.scheme == static_cast<int32_t>(Scheme::kInt4Grouped))
+        return packed_by + " for 4-bit groups, but this op takes int8 weights.";
     *kernel = find_kernel(header.kernel);
     if (*kernel == nullptr) return packed_by + ", which this ao_arm does not have. " + kRepack;
     const Problem problem{static_cast<Scheme>(header.scheme), header.n, header.k};
@@ -53,6 +51,35 @@ std::string check_usable(const PackedHeader& header, const Kernel** kernel) {
 
 }  // namespace
 
+const char* const kRepack =
+    "Pack the weight again on this machine: load the checkpoint (state_dict files hold plain int8 values and are "
+    "packed when loaded), or quantize the model here.";
+
+void complete_header(const std::string& kernel, const std::string& format, PackedHeader* header) {
+    std::memcpy(header->magic, kMagic, sizeof kMagic);
+    header->version = kPackedVersion;
+    set_name(header->kernel, kernel);
+    set_name(header->packing_format, format);
+    header->checksum = checksum_of(*header);
+}
+
+std::string read_header(const uint8_t* bytes, int64_t size, PackedHeader* header) {
+    if (size < static_cast<int64_t>(sizeof *header))
+        return "these " + std::to_string(size) + " bytes are no packed weight: its header alone takes 256. " + kRepack;
+    std::memcpy(header, bytes, sizeof *header);
+    if (std::memcmp(header->magic, kMagic, sizeof kMagic) != 0)
+        return std::string("these bytes are no packed weight: they do not begin with its mark. ") + kRepack;
+    if (header->version != kPackedVersion)
+        return "this packed weight has version " + std::to_string(header->version) +
+               " of the packing; this ao_arm reads version " + std::to_string(kPackedVersion) + ". " + kRepack;
+    if (header->checksum != checksum_of(*header))
+        return std::string("the header of this packed weight is damaged: its checksum does not match. ") + kRepack;
+    if (header->total_bytes != size)
+        return "this packed weight should have " + std::to_string(header->total_bytes) + " bytes but has " +
+               std::to_string(size) + ". " + kRepack;
+    return "";
+}
+
 int64_t packed_bytes(const Kernel& kernel, int64_t n, int64_t k) {
     return PackedWeight{&kernel, n, k, nullptr}.total_bytes();
 }
@@ -64,16 +91,12 @@ std::string pack_weight(const Kernel& kernel, int64_t n, int64_t k, const int8_t
         return std::string("kernel ") + kernel.id + " cannot pack a weight of this shape";
     const PackedWeight weight{&kernel, n, k, bytes};
     std::memset(bytes, 0, weight.total_bytes());
-    std::memcpy(header.magic, kMagic, sizeof kMagic);
-    header.version = kPackedVersion;
-    header.scheme = static_cast<int32_t>(Scheme::kInt8Dynamic);
+    header.scheme = static_cast<int32_t>(Scheme::kInt8);
     header.n = n;
     header.k = k;
     header.panel_columns = kPanelColumns;
     header.total_bytes = weight.total_bytes();
-    set_name(header.kernel, kernel.id);
-    set_name(header.packing_format, format);
-    header.checksum = checksum_of(header);
+    complete_header(kernel.id, format, &header);
     std::memcpy(bytes, &header, sizeof header);
 
     for (int64_t j = 0; j < n; ++j) {
@@ -100,27 +123,16 @@ std::string unpack_weight(const PackedWeight& weight, int8_t* values) {
 
 std::string open_packed_weight(const uint8_t* bytes, int64_t size, PackedWeight* weight) {
     PackedHeader header;
-    if (size < static_cast<int64_t>(sizeof header))
-        return "these " + std::to_string(size) + " bytes are no packed weight: its header alone takes 256. " + kRepack;
-    std::memcpy(&header, bytes, sizeof header);
-    if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0)
-        return std::string("these bytes are no packed weight: they do not begin with its mark. ") + kRepack;
-    if (header.version != kPackedVersion)
-        return "this packed weight has version " + std::to_string(header.version) +
-               " of the packing; this ao_arm reads version " + std::to_string(kPackedVersion) + ". " + kRepack;
-    if (header.checksum != checksum_of(header))
-        return std::string("the header of this packed weight is damaged: its checksum does not match. ") + kRepack;
-    if (header.total_bytes != size)
-        return "this packed weight should have " + std::to_string(header.total_bytes) + " bytes but has " +
-               std::to_string(size) + ". " + kRepack;
+    const std::string error = read_header(bytes, size, &header);
+    if (!error.empty()) return error;
     // Equal checksums mean equal headers, and what was found out about one holds for the other. This keeps the rest
     // of the checks out of each call.
     static thread_local Checked recent[16];
     Checked& slot = recent[header.checksum % 16];
     if (slot.kernel == nullptr || slot.checksum != header.checksum) {
         const Kernel* kernel = nullptr;
-        const std::string error = check_usable(header, &kernel);
-        if (!error.empty()) return error;
+        const std::string unusable = check_usable(header, &kernel);
+        if (!unusable.empty()) return unusable;
         slot = {header.checksum, kernel};
     }
     *weight = {slot.kernel, header.n, header.k, bytes};

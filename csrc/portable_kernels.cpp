@@ -2,8 +2,8 @@
 // format: the values themselves, each row padded with zeros.
 #include <cstring>
 
+#include "kernel.h"
 #include "portable_gemm.h"
-#include "registry.h"
 
 namespace ao_arm {
 namespace {
@@ -47,7 +47,8 @@ void reject(const Problem&, std::vector<std::string>& reasons) {
                                                           : "it is built for AArch64 only");
 }
 
-// Fixed cycles of a call, and multiply-accumulates a cycle: rough estimates that only have to put the rows in order.
+// Fixed cycles of a call, and multiply-accumulates a cycle: modelled on Neoverse V1 (i8mm) and N1 (dotprod, baseline),
+// rough estimates for x86.
 template <int kMacsPerCycle>
 double cost(const Problem& problem, const CpuFeatures&) {
     return 300.0 + 16.0 * static_cast<double>(problem.n) * static_cast<double>(padded(problem.k)) / kMacsPerCycle;
@@ -59,14 +60,16 @@ constexpr Kernel row(const char* id, const char* summary, uint32_t features, boo
             summary,
             features,
             reject<kArchitecture>,
-            cost<kMacsPerCycle>,
+            gemm == nullptr ? nullptr : cost<kMacsPerCycle>,
             packing_format,
             padded,
             panel_bytes,
             scratch_bytes,
             pack,
             unpack,
-            gemm};
+            nullptr,
+            gemm,
+            false};
 }
 
 #if defined(__x86_64__)
@@ -87,14 +90,18 @@ constexpr bool (*kI8mmGemm)(const PanelGemm&) = nullptr;
 }  // namespace
 
 const Kernel kPortableBaseline =
-    row<Architecture::kAny, 8>("portable/baseline", "plain C++ for any CPU", kNoFeature, isa_baseline::portable_gemm);
+    row<Architecture::kAny, 4>("portable/baseline", "plain C++ for any CPU", kNoFeature, isa_baseline::portable_gemm);
 const Kernel kPortableAvx2 =
     row<Architecture::kX86, 24>("portable/avx2", "plain C++, compiled for AVX2", kAvx2, kAvx2Gemm);
 const Kernel kPortableAvx512Vnni = row<Architecture::kX86, 80>(
     "portable/avx512vnni", "plain C++, compiled for AVX-512 VNNI", kAvx512Vnni, kAvx512Gemm);
-const Kernel kPortableDotprod = row<Architecture::kAArch64, 24>(
+const Kernel kPortableDotprod = row<Architecture::kAArch64, 29>(
     "portable/dotprod", "plain C++, compiled for dot product instructions", kDotprod, kDotprodGemm);
-const Kernel kPortableI8mm = row<Architecture::kAArch64, 26>(
+const Kernel kPortableI8mm = row<Architecture::kAArch64, 58>(
     "portable/i8mm", "plain C++, compiled for dot product and int8 matrix instructions", kDotprod | kI8mm, kI8mmGemm);
+
+std::vector<const Kernel*> portable_kernels() {
+    return {&kPortableI8mm, &kPortableDotprod, &kPortableAvx512Vnni, &kPortableAvx2, &kPortableBaseline};
+}
 
 }  // namespace ao_arm

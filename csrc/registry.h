@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernel.h"
+#include "kernel_choice.h"
 
 namespace ao_arm {
 
@@ -20,15 +21,5 @@ std::vector<std::string> reject_reasons(const Kernel& kernel, const Problem& pro
 // The cheapest kernel that serves the problem, or the one named `forced` (empty for none). Null, with *error saying
 // why and what can be done, if there is none or the forced one is unknown or does not fit.
 const Kernel* select_kernel(const Problem& problem, const std::string& forced, std::string* error);
-
-std::string join(const std::vector<std::string>& parts);  // "a; b; c"
-
-// The rows, each defined in the file of its kernels.
-extern const Kernel kAclKernel;
-extern const Kernel kPortableBaseline;
-extern const Kernel kPortableAvx2;
-extern const Kernel kPortableAvx512Vnni;
-extern const Kernel kPortableDotprod;
-extern const Kernel kPortableI8mm;
 
 }  // namespace ao_arm

@@ -13,6 +13,8 @@ namespace ao_arm {
 namespace AO_ARM_ISA {
 namespace {
 
+constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
+
 // Independent partial results, so that a reduction waits for no earlier step: a few vectors of any length.
 constexpr int kLanes = 32;
 
@@ -48,6 +50,55 @@ RowRange absolute_range(const void* row, int64_t k) {
     return {-magnitude, magnitude, largest < T::kInfinity};
 }
 
+#if defined(__aarch64__)
+inline void load16(const float* x, float32x4_t (&v)[4], Float32) {
+    for (int i = 0; i < 4; ++i) v[i] = vld1q_f32(x + 4 * i);
+}
+
+inline void load16(const uint16_t* x, float32x4_t (&v)[4], BFloat16) {
+    for (int i = 0; i < 2; ++i) {
+        const uint16x8_t bits = vld1q_u16(x + 8 * i);
+        v[2 * i] = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16));
+        v[2 * i + 1] = vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16));
+    }
+}
+
+inline void load16(const uint16_t* x, float32x4_t (&v)[4], Float16) {
+    for (int i = 0; i < 2; ++i) {
+        const float16x8_t half = vreinterpretq_f16_u16(vld1q_u16(x + 8 * i));
+        v[2 * i] = vcvt_f32_f16(vget_low_f16(half));
+        v[2 * i + 1] = vcvt_high_f32_f16(half);
+    }
+}
+
+// NEON's minimum and maximum keep a NaN, so the extremes alone tell whether all are finite.
+template <class T>
+RowRange range(const void* row, int64_t k) {
+    const auto* x = static_cast<const typename T::Storage*>(row);
+    float32x4_t low0, low1, high0, high1, v[4];
+    low0 = low1 = high0 = high1 = vdupq_n_f32(T::load(x[0]));
+    const auto take = [&]() __attribute__((always_inline)) {
+        low0 = vminq_f32(low0, vminq_f32(v[0], v[1]));
+        low1 = vminq_f32(low1, vminq_f32(v[2], v[3]));
+        high0 = vmaxq_f32(high0, vmaxq_f32(v[0], v[1]));
+        high1 = vmaxq_f32(high1, vmaxq_f32(v[2], v[3]));
+    };
+    const int64_t blocks_end = k / 16 * 16;
+    if (blocks_end < k) {
+        typename T::Storage rest[16];
+        for (int lane = 0; lane < 16; ++lane) rest[lane] = x[blocks_end + lane < k ? blocks_end + lane : 0];
+        load16(rest, v, T());
+        take();
+    }
+    for (int64_t i = 0; i < blocks_end; i += 16) {
+        load16(x + i, v, T());
+        take();
+    }
+    const float minimum = vminvq_f32(vminq_f32(low0, low1)), maximum = vmaxvq_f32(vmaxq_f32(high0, high1));
+    const auto finite = [](float value) { return (bits_of(value) & 0x7FFFFFFF) < 0x7F800000; };
+    return {minimum, maximum, finite(minimum) && finite(maximum)};
+}
+#else
 // As signed integers, bit patterns order like their values once the magnitude bits of negative ones are flipped.
 template <class T>
 RowRange range(const void* row, int64_t k) {
@@ -69,41 +120,29 @@ RowRange range(const void* row, int64_t k) {
     const Bits lowest_finite = static_cast<Bits>(~T::kInfinity);  // just below the smallest finite value
     return {value_of(least), value_of(greatest), least > lowest_finite && greatest < T::kInfinity};
 }
+#endif
+
+constexpr float kLargestBias = 2147483520.0f;  // the last float below 2^31
 
 #if defined(__aarch64__)
 // Whole blocks of a row; each returns how many elements it did. NEON rounds half to even and saturates while it
-// converts and narrows, which compilers do not find out by themselves.
-inline void load16(const float* x, float32x4_t (&v)[4], Float32) {
-    for (int i = 0; i < 4; ++i) v[i] = vld1q_f32(x + 4 * i);
-}
-
-inline void load16(const uint16_t* x, float32x4_t (&v)[4], BFloat16) {
-    for (int i = 0; i < 2; ++i) {
-        const uint16x8_t bits = vld1q_u16(x + 8 * i);
-        v[2 * i] = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16));
-        v[2 * i + 1] = vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16));
-    }
-}
-
-inline void load16(const uint16_t* x, float32x4_t (&v)[4], Float16) {
-    for (int i = 0; i < 2; ++i) {
-        const float16x8_t half = vreinterpretq_f16_u16(vld1q_u16(x + 8 * i));
-        v[2 * i] = vcvt_f32_f16(vget_low_f16(half));
-        v[2 * i + 1] = vcvt_high_f32_f16(half);
-    }
-}
-
-template <class T>
+// converts and narrows, which compilers do not find out by themselves. What fits in 16 bits is rounded
+// by adding 1.5 * 2^23, as elsewhere here: cheaper than a conversion, and it leaves the integer in the low bits.
+template <class T, bool kFits>
 int64_t quantize_blocks(const typename T::Storage* x, int64_t k, float inverse_scale, int32_t zero_point, int8_t* q) {
     const int16x8_t offset = vdupq_n_s16(static_cast<int16_t>(zero_point));
+    const auto narrowed = [](float32x4_t low, float32x4_t high) __attribute__((always_inline)) {
+        if (!kFits) return vqmovn_high_s32(vqmovn_s32(vcvtnq_s32_f32(low)), vcvtnq_s32_f32(high));
+        const float32x4_t magic = vdupq_n_f32(kMagic);
+        return vuzp1q_s16(vreinterpretq_s16_f32(vaddq_f32(low, magic)), vreinterpretq_s16_f32(vaddq_f32(high, magic)));
+    };
     int64_t i = 0;
     for (; i + 16 <= k; i += 16) {
         float32x4_t v[4];
         load16(x + i, v, T());
-        int32x4_t r[4];
-        for (int part = 0; part < 4; ++part) r[part] = vcvtnq_s32_f32(vmulq_n_f32(v[part], inverse_scale));
-        const int16x8_t low = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(r[0]), r[1]), offset);
-        const int16x8_t high = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(r[2]), r[3]), offset);
+        for (int part = 0; part < 4; ++part) v[part] = vmulq_n_f32(v[part], inverse_scale);
+        const int16x8_t low = vqaddq_s16(narrowed(v[0], v[1]), offset);
+        const int16x8_t high = vqaddq_s16(narrowed(v[2], v[3]), offset);
         vst1q_s8(q + i, vqmovn_high_s16(vqmovn_s16(low), high));
     }
     return i;
@@ -128,62 +167,201 @@ inline void store8(uint16_t* out, float32x4_t low, float32x4_t high, Float16) {
     vst1q_u16(out, vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(low), high)));
 }
 
-template <class T, bool kHasZeroPoint, bool kHasBias>
+template <class T, bool kHasZeroPoint, bool kHasBias, bool kClamped>
 int64_t epilogue_blocks(const EpilogueRow& row, int64_t n, typename T::Storage* out) {
     const int32x4_t zero_point = vdupq_n_s32(row.zero_point);
-    const auto value_at = [&](int64_t j) {
+    const float32x4_t minimum = vdupq_n_f32(row.minimum), maximum = vdupq_n_f32(row.maximum);
+    // By value: a store to `out` might change what is read through `row`, as far as the compiler knows.
+    const auto value_at = [=, row = row](int64_t j) {
         int32x4_t sum = vld1q_s32(row.accumulators + j);
         if (kHasZeroPoint) sum = vmlsq_s32(sum, zero_point, vld1q_s32(row.column_sums + j));
         const float32x4_t scale = vmulq_n_f32(vld1q_f32(row.weight_scale + j), row.token_scale);
-        const float32x4_t value = vmulq_f32(scale, vcvtq_f32_s32(sum));
-        return kHasBias ? vaddq_f32(value, vld1q_f32(row.bias + j)) : value;
+        float32x4_t value = vmulq_f32(scale, vcvtq_f32_s32(sum));
+        if (kHasBias) value = vaddq_f32(value, vld1q_f32(row.bias + j));
+        return kClamped ? vminq_f32(vmaxq_f32(value, minimum), maximum) : value;
     };
     int64_t j = 0;
     for (; j + 8 <= n; j += 8) store8(out + j, value_at(j), value_at(j + 4), T());
     return j;
 }
+
+// vcvtnq makes 0 of a NaN, as the plain loop does.
+inline int64_t fold_columns_blocks(const FoldedColumns& columns, int64_t n) {
+    const float input_scale = columns.input_scale, inverse_output_scale = 1.0f / columns.output_scale;
+    const int32x4_t zero_point = vdupq_n_s32(-columns.input_zero_point);
+    const float32x4_t greatest = vdupq_n_f32(kLargestBias), least = vnegq_f32(greatest);
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+        const float32x4_t scale = vmulq_n_f32(vld1q_f32(columns.weight_scale + j), input_scale);
+        int32x4_t offset = vmulq_s32(zero_point, vld1q_s32(columns.column_sums + j));
+        if (columns.bias != nullptr) {
+            const float32x4_t bias = vdivq_f32(vld1q_f32(columns.bias + j), scale);
+            offset = vqaddq_s32(vcvtnq_s32_f32(vminq_f32(vmaxq_f32(bias, least), greatest)), offset);
+        }
+        vst1q_s32(columns.offsets + j, offset);
+        vst1q_f32(columns.multipliers + j, vmulq_n_f32(scale, inverse_output_scale));
+    }
+    return j;
+}
+
+// Clamped values are rounded by adding 1.5 * 2^23 (see below), which runs on more pipes than a conversion, and leaves
+// the integer in the low bytes.
+template <class Byte>
+int64_t requantize_blocks(const RequantizeRow& row, int64_t n, Byte* out) {
+    const float32x4_t least = vdupq_n_f32(static_cast<float>(row.least - row.zero_point));
+    const float32x4_t greatest = vdupq_n_f32(static_cast<float>(row.greatest - row.zero_point));
+    const uint8x16_t zero_point = vdupq_n_u8(static_cast<uint8_t>(row.zero_point));
+    const auto value_at = [=, row = row](int64_t j) {
+        const int32x4_t sum = vqaddq_s32(vld1q_s32(row.accumulators + j), vld1q_s32(row.offsets + j));
+        const float32x4_t value = vmulq_f32(vcvtq_f32_s32(sum), vld1q_f32(row.multipliers + j));
+        const float32x4_t bounded = vminq_f32(vmaxq_f32(value, least), greatest);
+        return vreinterpretq_u16_f32(vaddq_f32(bounded, vdupq_n_f32(kMagic)));
+    };
+    const auto values_at = [&](int64_t j) { return vreinterpretq_u8_u16(vuzp1q_u16(value_at(j), value_at(j + 4))); };
+    int64_t j = 0;
+    for (; j + 16 <= n; j += 16)
+        vst1q_u8(reinterpret_cast<uint8_t*>(out + j), vaddq_u8(vuzp1q_u8(values_at(j), values_at(j + 8)), zero_point));
+    return j;
+}
+
+// kRows rows from `row` on, of which `out` is the first.
+template <class T, bool kHasBias, bool kClamps, int kRows>
+int64_t scale_sums_blocks(const SumsRows& given, int64_t row, int64_t n, typename T::Storage* out) {
+    const float32x4_t least = vdupq_n_f32(given.least), greatest = vdupq_n_f32(given.greatest);
+    // By value, as above.
+    const float* const sums = given.sums + row * given.sums_stride;
+    const float* const column_sums = given.column_sums;
+    const float* const bias = given.bias;
+    const int64_t sums_stride = given.sums_stride, out_stride = given.out_stride;
+    float token_scale[kRows], zero_point[kRows];
+    for (int i = 0; i < kRows; ++i) {
+        token_scale[i] = given.token_scale[row + i];
+        zero_point[i] = given.zero_point[row + i];
+    }
+    int64_t j = 0;
+    for (; j + 8 <= n; j += 8) {
+        float32x4_t of_column[2], added[2], values[kRows][2];
+        for (int half = 0; half < 2; ++half) {
+            of_column[half] = vld1q_f32(column_sums + j + 4 * half);
+            if (kHasBias) added[half] = vld1q_f32(bias + j + 4 * half);
+            for (int i = 0; i < kRows; ++i) {
+                const float32x4_t sum =
+                    vfmsq_n_f32(vld1q_f32(sums + i * sums_stride + j + 4 * half), of_column[half], zero_point[i]);
+                const float32x4_t value =
+                    kHasBias ? vfmaq_n_f32(added[half], sum, token_scale[i]) : vmulq_n_f32(sum, token_scale[i]);
+                values[i][half] = kClamps ? vminq_f32(vmaxq_f32(value, least), greatest) : value;
+            }
+        }
+        for (int i = 0; i < kRows; ++i) store8(out + i * out_stride + j, values[i][0], values[i][1], T());
+    }
+    return j;
+}
 #else
-template <class T>
+inline int64_t fold_columns_blocks(const FoldedColumns&, int64_t) { return 0; }
+
+template <class Byte>
+int64_t requantize_blocks(const RequantizeRow&, int64_t, Byte*) {
+    return 0;
+}
+
+template <class T, bool kHasBias, bool kClamps, int kRows>
+int64_t scale_sums_blocks(const SumsRows&, int64_t, int64_t, typename T::Storage*) {
+    return 0;
+}
+
+template <class T, bool kFits>
 int64_t quantize_blocks(const typename T::Storage*, int64_t, float, int32_t, int8_t*) {
     return 0;
 }
 
-template <class T, bool kHasZeroPoint, bool kHasBias>
+template <class T, bool kHasZeroPoint, bool kHasBias, bool kClamped>
 int64_t epilogue_blocks(const EpilogueRow&, int64_t, typename T::Storage*) {
     return 0;
 }
 #endif
 
-// Adding 1.5 * 2^23 leaves no bits for a fraction, so the sum is rounded half to even and its low bits hold the
-// integer. Exact for magnitudes below 2^22; here they are at most a few hundred.
+// Rounds half to even, into [-512, 511]; a NaN becomes 0. Adding 1.5 * 2^23 leaves no bits for a fraction, so the low
+// bits of the sum hold the integer.
+inline int32_t rounded(float value) {
+    value = value == value ? value : 0.0f;
+    value = value > -512.0f ? value : -512.0f;
+    value = value < 511.0f ? value : 511.0f;
+    return bits_of(value + kMagic) - 0x4B400000;
+}
+
+inline int32_t clamped(int32_t value, int32_t least, int32_t greatest) {
+    value = value < least ? least : value;
+    return value > greatest ? greatest : value;
+}
+
+template <class T, bool kFits>
+void quantize_of(const void* row, int64_t k, float inverse_scale, int32_t zero_point, int8_t* q) {
+    const auto* x = static_cast<const typename T::Storage*>(row);
+    for (int64_t i = quantize_blocks<T, kFits>(x, k, inverse_scale, zero_point, q); i < k; ++i)
+        q[i] = static_cast<int8_t>(clamped(rounded(T::load(x[i]) * inverse_scale) + zero_point, -128, 127));
+}
+
 template <class T>
 void quantize(const void* row, int64_t k, float inverse_scale, int32_t zero_point, int8_t* q) {
-    const auto* x = static_cast<const typename T::Storage*>(row);
-    constexpr float kShift = 12582912.0f;
-    constexpr int32_t kShiftBits = 0x4B400000;
-    const int32_t offset = zero_point - kShiftBits;
-    for (int64_t i = quantize_blocks<T>(x, k, inverse_scale, zero_point, q); i < k; ++i) {
-        const float shifted = T::load(x[i]) * inverse_scale + kShift;
-        int32_t value = bits_of(shifted) + offset;
-        value = value < -128 ? -128 : value;
-        value = value > 127 ? 127 : value;
-        q[i] = static_cast<int8_t>(value);
+    quantize_of<T, false>(row, k, inverse_scale, zero_point, q);
+}
+
+template <class T>
+void quantize_fitting(const void* row, int64_t k, float inverse_scale, int32_t zero_point, int8_t* q) {
+    quantize_of<T, true>(row, k, inverse_scale, zero_point, q);
+}
+
+inline int32_t saturating_sum(int32_t a, int32_t b) {
+    const int32_t sum = static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
+    const int32_t limit = (a >> 31) ^ INT32_MAX;
+    return ((a ^ sum) & (b ^ sum)) < 0 ? limit : sum;
+}
+
+void fold_columns(const FoldedColumns& columns, int64_t n) {
+    const float input_scale = columns.input_scale, inverse_output_scale = 1.0f / columns.output_scale;
+    const uint32_t zero_point = static_cast<uint32_t>(-columns.input_zero_point);
+    for (int64_t j = fold_columns_blocks(columns, n); j < n; ++j) {
+        const float scale = input_scale * columns.weight_scale[j];
+        float bias = columns.bias == nullptr ? 0.0f : __builtin_rintf(columns.bias[j] / scale);
+        bias = bias == bias ? bias : 0.0f;
+        bias = bias > -kLargestBias ? bias : -kLargestBias;
+        bias = bias < kLargestBias ? bias : kLargestBias;
+        const uint32_t shift = zero_point * static_cast<uint32_t>(columns.column_sums[j]);
+        columns.offsets[j] = saturating_sum(static_cast<int32_t>(bias), static_cast<int32_t>(shift));
+        columns.multipliers[j] = scale * inverse_output_scale;
     }
 }
 
-template <class T, bool kHasZeroPoint, bool kHasBias>
+template <class Byte>
+void requantize(const RequantizeRow& row, int64_t n, void* out) {
+    auto* bytes = static_cast<Byte*>(out);
+    const int32_t* accumulators = row.accumulators;
+    const int32_t* offsets = row.offsets;
+    const float* multipliers = row.multipliers;
+    const int32_t zero_point = row.zero_point, least = row.least, greatest = row.greatest;
+    for (int64_t j = requantize_blocks(row, n, bytes); j < n; ++j) {
+        const float sum = static_cast<float>(saturating_sum(accumulators[j], offsets[j]));
+        bytes[j] = static_cast<Byte>(clamped(rounded(sum * multipliers[j]) + zero_point, least, greatest));
+    }
+}
+
+template <class T, bool kHasZeroPoint, bool kHasBias, bool kClamped>
 void epilogue_of(const EpilogueRow& row, int64_t n, typename T::Storage* out) {
     const int32_t* accumulators = row.accumulators;
     const int32_t* column_sums = row.column_sums;
     const float* weight_scale = row.weight_scale;
     const float* bias = row.bias;
-    const float token_scale = row.token_scale;
+    const float token_scale = row.token_scale, minimum = row.minimum, maximum = row.maximum;
     const uint32_t zero_point = static_cast<uint32_t>(row.zero_point);
-    for (int64_t j = epilogue_blocks<T, kHasZeroPoint, kHasBias>(row, n, out); j < n; ++j) {
+    for (int64_t j = epilogue_blocks<T, kHasZeroPoint, kHasBias, kClamped>(row, n, out); j < n; ++j) {
         uint32_t sum = static_cast<uint32_t>(accumulators[j]);
         if (kHasZeroPoint) sum -= zero_point * static_cast<uint32_t>(column_sums[j]);
         float value = (token_scale * weight_scale[j]) * static_cast<float>(static_cast<int32_t>(sum));
         if (kHasBias) value += bias[j];
+        if (kClamped) {
+            value = value < minimum ? minimum : value;
+            value = value > maximum ? maximum : value;
+        }
         out[j] = T::store(value);
     }
 }
@@ -191,10 +369,48 @@ void epilogue_of(const EpilogueRow& row, int64_t n, typename T::Storage* out) {
 template <class T>
 void epilogue(const EpilogueRow& row, int64_t n, void* out) {
     auto* typed = static_cast<typename T::Storage*>(out);
-    if (row.zero_point != 0) {
-        row.bias ? epilogue_of<T, true, true>(row, n, typed) : epilogue_of<T, true, false>(row, n, typed);
+    using Function = void (*)(const EpilogueRow&, int64_t, typename T::Storage*);
+    constexpr Function kFunctions[] = {
+        epilogue_of<T, false, false, false>, epilogue_of<T, false, false, true>, epilogue_of<T, false, true, false>,
+        epilogue_of<T, false, true, true>,   epilogue_of<T, true, false, false>, epilogue_of<T, true, false, true>,
+        epilogue_of<T, true, true, false>,   epilogue_of<T, true, true, true>,
+    };
+    kFunctions[4 * (row.zero_point != 0) + 2 * (row.bias != nullptr) + row.clamped](row, n, typed);
+}
+
+template <class T, bool kHasBias, bool kClamps>
+void scale_sums_of(const SumsRows& rows, int64_t n, typename T::Storage* out) {
+    int64_t together = 1;
+    for (int64_t row = 0; row < rows.rows; row += together) {
+        together = rows.rows - row < 2 ? 1 : 2;
+        const int64_t done = together == 2 ? scale_sums_blocks<T, kHasBias, kClamps, 2>(rows, row, n, out)
+                                           : scale_sums_blocks<T, kHasBias, kClamps, 1>(rows, row, n, out);
+        for (int64_t i = row; i < row + together; ++i) {
+            const SumsRows local = rows;  // `out` may not alias it
+            const float* sums = local.sums + i * local.sums_stride;
+            const float token_scale = local.token_scale[i], zero_point = local.zero_point[i];
+            for (int64_t j = done; j < n; ++j) {
+                float value = token_scale * (sums[j] - zero_point * local.column_sums[j]);
+                if (kHasBias) value += local.bias[j];
+                if (kClamps) {
+                    value = value < local.least ? local.least : value;  // a NaN stays one
+                    value = value > local.greatest ? local.greatest : value;
+                }
+                out[j] = T::store(value);
+            }
+            out += local.out_stride;
+        }
+    }
+}
+
+template <class T>
+void scale_sums(const SumsRows& rows, int64_t n, void* out) {
+    auto* typed = static_cast<typename T::Storage*>(out);
+    const int32_t infinity = 0x7F800000;
+    if (rows.least > -float_of(infinity) || rows.greatest < float_of(infinity)) {
+        rows.bias ? scale_sums_of<T, true, true>(rows, n, typed) : scale_sums_of<T, false, true>(rows, n, typed);
     } else {
-        row.bias ? epilogue_of<T, false, true>(row, n, typed) : epilogue_of<T, false, false>(row, n, typed);
+        rows.bias ? scale_sums_of<T, true, false>(rows, n, typed) : scale_sums_of<T, false, false>(rows, n, typed);
     }
 }
 
@@ -202,6 +418,10 @@ template <class T>
 void to_float(const void* row, int64_t n, float* out) {
     const auto* x = static_cast<const typename T::Storage*>(row);
     for (int64_t i = 0; i < n; ++i) out[i] = T::load(x[i]);
+}
+
+void shift_uint8(const uint8_t* row, int64_t n, int8_t* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<int8_t>(row[i] ^ 0x80);
 }
 
 template <class T>
@@ -215,8 +435,18 @@ void fill_nan(int64_t n, void* out) {
 
 #define AO_ARM_EACH_DTYPE(routine) {routine<Float32>, routine<BFloat16>, routine<Float16>}
 extern const RowRoutines kRowRoutines = {
-    AO_ARM_EACH_DTYPE(absolute_range), AO_ARM_EACH_DTYPE(range),    AO_ARM_EACH_DTYPE(quantize),
-    AO_ARM_EACH_DTYPE(epilogue),       AO_ARM_EACH_DTYPE(to_float), AO_ARM_EACH_DTYPE(fill_nan),
+    AO_ARM_EACH_DTYPE(absolute_range),
+    AO_ARM_EACH_DTYPE(range),
+    AO_ARM_EACH_DTYPE(quantize),
+    AO_ARM_EACH_DTYPE(quantize_fitting),
+    AO_ARM_EACH_DTYPE(epilogue),
+    fold_columns,
+    requantize<int8_t>,
+    requantize<uint8_t>,
+    shift_uint8,
+    AO_ARM_EACH_DTYPE(scale_sums),
+    AO_ARM_EACH_DTYPE(to_float),
+    AO_ARM_EACH_DTYPE(fill_nan),
 };
 #undef AO_ARM_EACH_DTYPE
 

@@ -1,4 +1,4 @@
-// Work on single rows around the integer GEMM: quantizing activations before it, scaling accumulators after it.
+// Work on rows around the integer GEMM: quantizing activations before it, scaling accumulators after it.
 // Plain loops that the compiler vectorises; row_routines.cpp is compiled once per instruction set.
 #pragma once
 
@@ -14,7 +14,8 @@ struct RowRange {
     bool finite;  // false if the row holds a NaN or an infinity; the other two are then meaningless
 };
 
-// One token's output: out[j] = token_scale * weight_scale[j] * (acc[j] - zero_point * column_sums[j]) + bias[j].
+// One token's output: out[j] = token_scale * weight_scale[j] * (acc[j] - zero_point * column_sums[j]) + bias[j],
+// clamped to [minimum, maximum] if `clamped`; a NaN stays one.
 struct EpilogueRow {
     const int32_t* accumulators;
     const int32_t* column_sums;
@@ -22,22 +23,76 @@ struct EpilogueRow {
     const float* bias;  // null for none
     float token_scale;
     int32_t zero_point;
+    bool clamped;
+    float minimum;
+    float maximum;
+};
+
+// What all rows of a requantized output have in common, for each column: multiplier = input_scale * weight_scale
+// * (1 / output_scale), and offset = bias / (input_scale * weight_scale), rounded half to even, - zero_point *
+// column_sum. Both saturate to int32.
+struct FoldedColumns {
+    const float* weight_scale;
+    const int32_t* column_sums;
+    const float* bias;  // null for none
+    float input_scale;
+    int32_t input_zero_point;
+    float output_scale;
+    int32_t* offsets;
+    float* multipliers;
+};
+
+// One token's requantized output: out[j] = clamp(round_half_to_even((acc[j] + offsets[j]) * multipliers[j]) +
+// zero_point, least, greatest). The sum saturates to int32.
+struct RequantizeRow {
+    const int32_t* accumulators;
+    const int32_t* offsets;
+    const float* multipliers;
+    int32_t zero_point;
+    int32_t least;
+    int32_t greatest;
+};
+
+// Some tokens' outputs: out[i][j] = clamp(token_scale[i] * (sums[i][j] - zero_point[i] * column_sums[j]) + bias[j],
+// least, greatest). Together, as what belongs to the columns is loaded once for two tokens.
+struct SumsRows {
+    int64_t rows;
+    const float* sums;
+    int64_t sums_stride;
+    const float* column_sums;
+    const float* bias;  // null for none
+    const float* token_scale;
+    const float* zero_point;
+    float least;
+    float greatest;
+    int64_t out_stride;  // in elements
 };
 
 // Arrays are indexed by DType.
 struct RowRoutines {
     // Largest magnitude of k elements, in both fields.
-    RowRange (*absolute_range[kDTypes])(const void* row, int64_t k);
+    RowRange (*absolute_range[kFloatTypes])(const void* row, int64_t k);
     // Least and greatest of k elements.
-    RowRange (*range[kDTypes])(const void* row, int64_t k);
-    // q = clamp(round_half_to_even(x * inverse_scale) + zero_point, -128, 127).
-    void (*quantize[kDTypes])(const void* row, int64_t k, float inverse_scale, int32_t zero_point, int8_t* q);
+    RowRange (*range[kFloatTypes])(const void* row, int64_t k);
+    // q = clamp(round_half_to_even(x * inverse_scale) + zero_point, -128, 127). Infinities saturate; a NaN counts as 0.
+    void (*quantize[kFloatTypes])(const void* row, int64_t k, float inverse_scale, int32_t zero_point, int8_t* q);
+    // The same for rows of which each x * inverse_scale lies within [-2^15, 2^15 - 256].
+    void (*quantize_fitting[kFloatTypes])(const void* row, int64_t k, float inverse_scale, int32_t zero_point,
+                                          int8_t* q);
     // Writes n elements in the given type, rounded once from float.
-    void (*epilogue[kDTypes])(const EpilogueRow& row, int64_t n, void* out);
+    void (*epilogue[kFloatTypes])(const EpilogueRow& row, int64_t n, void* out);
+    // Fills in offsets and multipliers of n columns.
+    void (*fold_columns)(const FoldedColumns& columns, int64_t n);
+    // Writes n bytes: int8 or, with bounds within [0, 255], uint8.
+    void (*requantize_int8)(const RequantizeRow& row, int64_t n, void* out);
+    void (*requantize_uint8)(const RequantizeRow& row, int64_t n, void* out);
+    // n uint8 values less 128.
+    void (*shift_uint8)(const uint8_t* row, int64_t n, int8_t* out);
+    void (*scale_sums[kFloatTypes])(const SumsRows& rows, int64_t n, void* out);
     // n elements of the given type as floats.
-    void (*to_float[kDTypes])(const void* row, int64_t n, float* out);
+    void (*to_float[kFloatTypes])(const void* row, int64_t n, float* out);
     // n elements set to NaN.
-    void (*fill_nan[kDTypes])(int64_t n, void* out);
+    void (*fill_nan[kFloatTypes])(int64_t n, void* out);
 };
 
 // The routines for this CPU.

@@ -4,8 +4,10 @@ import copy
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,24 +16,34 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torchao.quantization import quantize_
+from torchao.quantization import FqnToConfig, MappingType, quantize_
 
 import ao_arm
 from ao_arm import checkpoint
 from ao_arm.affine_quantized import packed_weight_of
 
-LAYERS = ("0.weight", "2.weight")
+LAYERS = ("0.weight", "2.weight", "3.weight")
 
 
 def fp32_model() -> torch.nn.Module:
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(96, 400), torch.nn.ReLU(), torch.nn.Linear(400, 33)).eval()
+    layers = [torch.nn.Linear(96, 400), torch.nn.ReLU(), torch.nn.Linear(400, 64), torch.nn.Linear(64, 33)]
+    return torch.nn.Sequential(*layers).eval()
+
+
+def quantize(model: torch.nn.Module) -> torch.nn.Module:
+    """Makes a layer with dynamic activations, one with static ones, and one with 4-bit weights."""
+    configs = {
+        "0": ao_arm.acl_int8_dynamic(),
+        "2": ao_arm.acl_int8_static(None, 0.02, 9, MappingType.ASYMMETRIC, torch.uint8),
+        "3": ao_arm.acl_int4_grouped(32, MappingType.ASYMMETRIC),
+    }
+    quantize_(model, FqnToConfig(OrderedDict(configs)), filter_fn=None)
+    return model
 
 
 def quantized_model(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    model = fp32_model().to(dtype)
-    quantize_(model, ao_arm.acl_int8_dynamic())
-    return model
+    return quantize(fp32_model().to(dtype))
 
 
 @pytest.fixture
@@ -48,13 +60,19 @@ def saved(value: Any) -> io.BytesIO:
 
 
 def assert_same(left: torch.nn.Module, right: torch.nn.Module, inputs: torch.Tensor) -> None:
-    """Same int8 values and scales, same outputs."""
+    """Same int8 values and scales, of weights and of activations, same outputs."""
     for name in LAYERS:
         ours, theirs = (packed_weight_of(model.get_parameter(name)) for model in (left, right))
         assert ours is not None and theirs is not None, name
-        assert torch.equal(ours.qdata, theirs.qdata), name
-        assert torch.equal(ours.scale, theirs.scale), name
+        for part in ("qdata", "scale", "zero_point"):
+            mine, other = getattr(ours, part), getattr(theirs, part)
+            assert mine is other if mine is None else torch.equal(mine, other), (name, part)
         assert ours.weight_dtype == theirs.weight_dtype, name
+        assert ours.get_layout() == theirs.get_layout(), name
+        if ours.get_layout().is_static:
+            assert torch.equal(ours.act_scale, theirs.act_scale), name
+            assert ours.act_zero_point.dtype == theirs.act_zero_point.dtype == torch.uint8, name
+            assert torch.equal(ours.act_zero_point, theirs.act_zero_point), name
     with torch.no_grad():
         assert torch.equal(left(inputs), right(inputs))
 
@@ -77,7 +95,8 @@ def test_loading_replaces_other_values(inputs: torch.Tensor) -> None:
     other = fp32_model()
     with torch.no_grad():
         other[0].weight.mul_(-3)
-    quantize_(other, ao_arm.acl_int8_dynamic())
+    quantize(other)
+    packed_weight_of(other[2].weight).act_scale.mul_(3)
     assert not torch.equal(model(inputs), other(inputs))
     other.load_state_dict(torch.load(saved(model.state_dict()), weights_only=True))
     assert_same(model, other, inputs)
@@ -119,15 +138,20 @@ def test_whole_models(round_trip: Callable[[torch.nn.Module], torch.nn.Module], 
     other = round_trip(model)
     assert_same(model, other, inputs)
     assert repr(other) == repr(model)
-    assert len(list(other.parameters())) == 4
+    assert len(list(other.parameters())) == 6
 
 
 def test_pre_scale_is_kept(inputs: torch.Tensor) -> None:
     model = quantized_model()
+    before = model(inputs)
     model[0].weight.act_pre_scale = torch.linspace(0.5, 2, 96)
+    model[2].weight.act_pre_scale = torch.linspace(0.5, 2, 400)
+    model[3].weight.act_pre_scale = torch.linspace(0.5, 2, 64)
+    assert not torch.equal(model(inputs), before)
     other = torch.load(saved(model), weights_only=False)
     assert_same(model, other, inputs)
-    assert torch.equal(other[0].weight.act_pre_scale, model[0].weight.act_pre_scale)
+    for i in (0, 2, 3):
+        assert torch.equal(other[i].weight.act_pre_scale, model[i].weight.act_pre_scale)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -152,8 +176,8 @@ def test_safetensors(shards: int, tmp_path: Path, inputs: torch.Tensor) -> None:
     assert_same(model, other, inputs)
 
 
-def _edited(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    weight = packed_weight_of(quantized_model()[0].weight)
+def _edited(change: Callable[[dict[str, Any]], None], layer: int = 2) -> dict[str, Any]:
+    weight = packed_weight_of(quantized_model()[layer].weight)
     assert weight is not None
     _, (state,) = checkpoint.reduce_packed(weight)
     change(state)
@@ -161,35 +185,61 @@ def _edited(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
 
 
 def test_a_newer_format_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"version 2 of ao_arm's checkpoint format.*update"):
-        checkpoint.rebuild(_edited(lambda state: state.update(version=2)))
+    with pytest.raises(
+        ValueError, match=rf"version {checkpoint.FORMAT_VERSION + 1} of ao_arm's checkpoint format.*update"
+    ):
+        checkpoint.rebuild(_edited(lambda state: state.update(version=checkpoint.FORMAT_VERSION + 1)))
 
 
-@pytest.mark.parametrize("name", ["qdata", "scale"])
-def test_damaged_bytes_are_refused(name: str) -> None:
+def test_version_1_still_loads(inputs: torch.Tensor) -> None:
+    """It knows neither static activations nor the fields of the layout that came with them."""
+    for mapping in ("symmetric", "asymmetric"):
+        packed = ao_arm.ACLPackedTensor.from_hp(torch.randn(33, 96), ao_arm.ACLPackedLayout(mapping))
+        _, (state,) = checkpoint.reduce_packed(packed)
+        names = ("activation_mapping", "activation_granularity", "weight_granularity")
+        state["layout"] = {name: state["layout"][name] for name in names}
+        del state["act_scale"], state["act_zero_point"]
+        loaded = packed_weight_of(checkpoint.rebuild({**state, "version": 1}))
+        assert loaded is not None
+        assert loaded.get_layout() == packed.get_layout()
+        assert torch.equal(loaded.qdata, packed.qdata) and torch.equal(loaded.scale, packed.scale)
+        linear = torch.nn.functional.linear
+        assert torch.equal(linear(inputs, loaded), linear(inputs, packed))
+
+
+DAMAGED = [
+    *((2, "(64, 400)", name) for name in ("qdata", "scale", "act_scale", "act_zero_point")),
+    *((3, "(33, 64)", name) for name in ("qdata", "scale", "zero_point")),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "name"), DAMAGED)
+def test_damaged_bytes_are_refused(layer: int, shape: str, name: str) -> None:
     def damage(state: dict[str, Any]) -> None:
         state[name] = state[name].clone()
-        state[name].view(torch.uint8).view(-1)[7] ^= 1
+        state[name].view(torch.uint8).view(-1)[-1] ^= 1
 
-    with pytest.raises(ValueError, match=r"shape \(400, 96\) is damaged"):
-        checkpoint.rebuild(_edited(damage))
+    with pytest.raises(ValueError, match=rf"shape {re.escape(shape)} is damaged"):
+        checkpoint.rebuild(_edited(damage, layer))
 
 
 MEASURE = """
 import json, resource, sys, torch, ao_arm
 from torchao.quantization import quantize_
-warm = torch.nn.Linear(256, 256); quantize_(warm, ao_arm.acl_int8_dynamic()); warm(torch.randn(1, 256))
+config = getattr(ao_arm, sys.argv[1])()
+warm = torch.nn.Linear(256, 256); quantize_(warm, config); warm(torch.randn(1, 256))
 model = torch.nn.Linear(4096, 4096)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-quantize_(model, ao_arm.acl_int8_dynamic())
+quantize_(model, config)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"grown": (after - before) * 1024, "weight": 4096 * 4096 * 4, "packed": model.weight.nbytes}))
 """
 
 
 @pytest.mark.x86
-def test_quantizing_takes_less_than_one_more_fp32_copy() -> None:
-    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(("config", "bytes_per_weight"), [("acl_int8_dynamic", 1.05), ("acl_int4_grouped", 0.57)])
+def test_quantizing_takes_less_than_one_more_fp32_copy(config: str, bytes_per_weight: float) -> None:
+    done = subprocess.run([sys.executable, "-c", MEASURE, config], capture_output=True, text=True, check=True)
     measured = json.loads(done.stdout.splitlines()[-1])
     assert measured["grown"] <= measured["weight"], measured
-    assert measured["packed"] <= 1.05 * 4096 * 4096, measured
+    assert measured["packed"] <= bytes_per_weight * 4096 * 4096, measured

@@ -5,17 +5,18 @@ import pytest
 pytest.importorskip("expecttest")
 pytest.importorskip("parameterized")
 
+import cases
 import torch
 from torch import Tensor
 from torchao.testing import utils as suites
 
-from ao_arm import ACLPackedLayout, ACLPackedTensor
+from ao_arm import ACLPackedLayout
 from ao_arm.affine_quantized import as_weight
 
 
 def quantized(weight: Tensor, layout: ACLPackedLayout) -> Tensor:
     """What `quantize_` puts in place of a weight."""
-    return as_weight(ACLPackedTensor.from_hp(weight, layout))
+    return as_weight(cases.packed(weight, layout))
 
 
 class OurTensor:
@@ -42,6 +43,42 @@ class Symmetric(OurTensor):
 
 class Asymmetric(OurTensor):
     kwargs = {"layout": ACLPackedLayout("asymmetric")}  # noqa: RUF012
+
+
+class Static(OurTensor):
+    kwargs = {"layout": cases.SCHEMES["static"]}  # noqa: RUF012
+    #: One scale for all rows leaves the activations some 40 dB, so that 38 dB are to be expected of the products.
+    LINEAR_MIN_SQNR = 36
+
+
+class Grouped(OurTensor):
+    kwargs = {"layout": cases.SCHEMES["grouped"]}  # noqa: RUF012
+    #: 15 steps for the weights leave 20 dB where the activations leave 44.
+    LINEAR_MIN_SQNR = 17
+    #: Inductor quantizes by scales that it did not round to bfloat16, so that some values come out a step apart.
+    COMPILE_MIN_SQNR = 25
+
+
+@pytest.mark.one_cpu
+class TestBasicGrouped(Grouped, suites.TorchAOBasicTestCase):
+    pass
+
+
+@pytest.mark.x86
+@pytest.mark.slow_compile
+class TestCompileGrouped(Grouped, suites.TorchAOCompileTestCase):
+    pass
+
+
+@pytest.mark.one_cpu
+class TestBasicStatic(Static, suites.TorchAOBasicTestCase):
+    pass
+
+
+@pytest.mark.x86
+@pytest.mark.slow_compile
+class TestCompileStatic(Static, suites.TorchAOCompileTestCase):
+    pass
 
 
 @pytest.mark.one_cpu

@@ -6,6 +6,7 @@ import io
 import json
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import product
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import cases
 import pytest
 import torch
 from torch import Tensor
-from torchao.core.config import config_from_dict, config_to_dict
+from torchao.core.config import AOBaseConfig, config_from_dict, config_to_dict
 from torchao.quantization import FqnToConfig, quantize_
 from torchao.quantization.granularity import PerTensor
 from torchao.quantization.quant_primitives import MappingType
 
 import ao_arm
+from ao_arm import packing
 from ao_arm.affine_quantized import packed_weight_of
 
 pytestmark = pytest.mark.one_cpu
@@ -31,10 +33,22 @@ def float_model() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(K, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, N)).eval()
 
 
-def quantized_model(**scheme: Any) -> torch.nn.Module:
-    model = float_model()
-    quantize_(model, ao_arm.acl_int8_dynamic(**scheme))
+STATIC = ao_arm.acl_int8_static(None, 0.02, 9, MappingType.ASYMMETRIC, torch.uint8)
+GROUPED = ao_arm.acl_int4_grouped(32, MappingType.ASYMMETRIC)
+#: What a model's first layer may be; the second one is static.
+FIRST = {"dynamic": ao_arm.acl_int8_dynamic(), "grouped": GROUPED}
+EACH_FIRST = pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
+
+
+def quantize(model: torch.nn.Module, *configs: AOBaseConfig) -> torch.nn.Module:
+    """Gives the model's layers a configuration each."""
+    by_name = OrderedDict(zip(("0", "2"), configs, strict=True))
+    quantize_(model, FqnToConfig(by_name), filter_fn=None)
     return model
+
+
+def quantized_model(first: AOBaseConfig = FIRST["dynamic"]) -> torch.nn.Module:
+    return quantize(float_model(), first, STATIC)
 
 
 def quantized_layers(model: torch.nn.Module) -> list[str]:
@@ -51,10 +65,6 @@ def assert_same_results(actual: torch.nn.Module, expected: torch.nn.Module, dtyp
     for m in (1, 5, 33):
         x = torch.randn(m, K, dtype=dtype)
         assert cases.same_bits(actual(x), expected(x)), f"{m=}"
-
-
-def sqnr(exact: Tensor, approximate: Tensor) -> float:
-    return 10 * float(torch.log10(exact.square().mean() / (exact - approximate).square().mean()))
 
 
 # --- which layers ---
@@ -97,17 +107,52 @@ def test_modules_without_a_weight_are_refused() -> None:
 
 
 def test_fqn_to_config_gives_layers_different_schemes() -> None:
-    configs = {"0": ao_arm.acl_int8_dynamic(), "2": ao_arm.acl_int8_dynamic(MappingType.ASYMMETRIC)}
-    model = float_model()
-    quantize_(model, FqnToConfig(OrderedDict(configs)), filter_fn=None)
+    configs = {"0": ao_arm.acl_int8_static(act_scale=0.1), "2": ao_arm.acl_int8_dynamic(MappingType.ASYMMETRIC)}
+    model = quantize(float_model(), *configs.values())
     for name, config in configs.items():
         assert cases.packed_in(model.get_submodule(name)).get_layout() == config.layout()
 
 
-def test_quantizing_again_changes_nothing() -> None:
-    model = quantized_model()
+class Block(torch.nn.Module):
+    """A layer of a language model as far as names go, and its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = torch.nn.ModuleDict({name: torch.nn.Linear(K, K) for name in ("query", "key", "value")})
+        self.mlp = torch.nn.Sequential(torch.nn.Linear(K, HIDDEN), torch.nn.GELU(), torch.nn.Linear(HIDDEN, K))
+        self.head = torch.nn.Linear(K, N, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (layer(x) for layer in self.attention.values())
+        x = x + torch.nn.functional.scaled_dot_product_attention(query[None], key[None], value[None])[0]
+        return self.head(x + self.mlp(x))
+
+
+@torch.no_grad()
+def test_4_bit_mlps_beside_8_bit_attention_and_head() -> None:
+    wide, narrow = ao_arm.acl_int4_grouped(), ao_arm.acl_int4_grouped(None, scale_dtype=torch.float32)
+    by_name = {"mlp.0": wide, "re:mlp.[02]": narrow, "_default": ao_arm.acl_int8_dynamic()}
+    model, x = Block().eval(), torch.randn(7, K)
+    exact = model(x)
+    quantize_(model, FqnToConfig(OrderedDict(by_name)), filter_fn=None)
+    for name in quantized_layers(model):
+        layout = {"mlp.0": cases.grouped(32), "mlp.2": cases.grouped(HIDDEN, scale_dtype="float32")}.get(name)
+        layer = model.get_submodule(name)
+        packed, inner = cases.packed_in(layer), torch.randn(3, layer.in_features)
+        assert packed.get_layout() == (ao_arm.ACLPackedLayout() if layout is None else layout), name
+        cases.assert_by_reference(layer(inner), inner, packed, layer.bias, name)
+    assert len(quantized_layers(model)) == 6
+    assert cases.sqnr(exact, model(x)) > 20
+    schemes = [layer.scheme.split(" (")[0] for layer in ao_arm.explain(model)]
+    assert schemes == ["int8 dynamic"] * 3 + ["int4 grouped"] * 2 + ["int8 dynamic"]
+
+
+@EACH_FIRST
+def test_quantizing_again_changes_nothing(first: AOBaseConfig) -> None:
+    model = quantized_model(first)
     weights, before = [model[0].weight, model[2].weight], copy.deepcopy(model)
-    quantize_(model, ao_arm.acl_int8_dynamic(MappingType.ASYMMETRIC))
+    for again in (ao_arm.acl_int8_dynamic(MappingType.ASYMMETRIC), ao_arm.acl_int4_grouped()):
+        quantize_(model, again)
     assert model[0].weight is weights[0] and model[2].weight is weights[1]
     assert_same_results(model, before)
 
@@ -120,6 +165,11 @@ def test_configurations_survive_json(mapping: MappingType) -> None:
     for config in (
         ao_arm.acl_int8_dynamic(mapping),
         ao_arm.acl_int8_dynamic(mapping, act_granularity=PerTensor(), weight_granularity=PerTensor()),
+        ao_arm.acl_int8_static("prepare", act_mapping_type=mapping, observer="histogram"),
+        ao_arm.acl_int8_static("convert", act_mapping_type=mapping, weight_granularity=PerTensor()),
+        ao_arm.acl_int8_static(None, 0.1, 0, mapping),
+        ao_arm.acl_int4_grouped(64, mapping, torch.float32, search=True),
+        ao_arm.acl_int4_grouped(None, mapping),
     ):
         restored = config_from_dict(json.loads(json.dumps(config_to_dict(config))))
         assert type(restored) is type(config)
@@ -127,12 +177,16 @@ def test_configurations_survive_json(mapping: MappingType) -> None:
 
 
 def test_configurations_inside_fqn_to_config_survive_json() -> None:
-    config = FqnToConfig(OrderedDict({"0": ao_arm.acl_int8_dynamic(MappingType.ASYMMETRIC), "2": None}))
+    configs = {"0": ao_arm.acl_int8_static(None, 0.1, 3, MappingType.ASYMMETRIC, torch.uint8), "2": None, "3": GROUPED}
+    config = FqnToConfig(OrderedDict(configs))
     restored = config_from_dict(json.loads(json.dumps(config_to_dict(config))))
-    model = float_model()
+    model = torch.nn.Sequential(*float_model(), torch.nn.Linear(N, 5))
     quantize_(model, restored, filter_fn=None)
-    assert quantized_layers(model) == ["0"]
-    assert cases.packed_in(model[0]).get_layout().activation_mapping == "asymmetric"
+    assert quantized_layers(model) == ["0", "3"]
+    assert cases.packed_in(model[3]).get_layout() == cases.grouped(32, "asymmetric")
+    packed = cases.packed_in(model[0])
+    assert packed.get_layout() == configs["0"].layout()
+    assert torch.equal(packed.act_scale, torch.tensor([0.1]))
 
 
 # --- copies and conversions of models ---
@@ -146,36 +200,48 @@ def saved_and_loaded(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded], ids=["deepcopy", "torch.save and torch.load"])
-def test_copies_show_their_own_weight(copied: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
-    model = quantized_model()
+@EACH_FIRST
+def test_copies_show_their_own_weight(
+    first: AOBaseConfig, copied: Callable[[torch.nn.Module], torch.nn.Module]
+) -> None:
+    model = quantized_model(first)
     made = copied(model)
     assert_same_results(made, model)
     assert repr(made) == repr(model)
-    for part in (f"in_features={K}, out_features={HIDDEN}, bias=True", "weight=ACLPackedTensor", "int8 dynamic"):
+    for part in (
+        f"in_features={K}, out_features={HIDDEN}, bias=True",
+        "weight=ACLPackedTensor",
+        cases.packed_in(model[0]).scheme,
+    ):
         assert part in made[0].extra_repr()
     made[0].weight = torch.nn.Parameter(torch.zeros(HIDDEN, K))
+    assert "int8 static (asymmetric uint8" in made[2].extra_repr()
     assert "ACLPackedTensor" not in made[0].extra_repr()
     assert "ACLPackedTensor" in model[0].extra_repr()
 
 
-def test_deepcopies_are_independent() -> None:
-    model = quantized_model()
+@EACH_FIRST
+def test_deepcopies_are_independent(first: AOBaseConfig) -> None:
+    model = quantized_model(first)
     copied, untouched = copy.deepcopy(model), copy.deepcopy(model)
     with torch.no_grad():
-        cases.packed_in(copied[0]).scale.zero_()
+        for inner in cases.packed_in(copied[0])._inner().values():
+            inner.zero_()
+        cases.packed_in(copied[2]).act_scale.mul_(2)
         copied[2].bias.zero_()
     assert_same_results(model, untouched)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=cases.name_of)
-def test_models_change_their_dtype(dtype: torch.dtype) -> None:
-    model = quantized_model()
+@EACH_FIRST
+def test_models_change_their_dtype(first: AOBaseConfig, dtype: torch.dtype) -> None:
+    model = quantized_model(first)
     converted = copy.deepcopy(model).to(dtype)
     assert {parameter.dtype for parameter in converted.parameters()} == {dtype}
     x = torch.randn(5, K, dtype=dtype)
     with torch.no_grad():
         assert converted(x).dtype == dtype
-        assert sqnr(model(x.float()), converted(x).float()) > 30
+        assert cases.sqnr(model(x.float()), converted(x).float()) > 30
     for original, other in ((model[0], converted[0]), (model[2], converted[2])):
         assert torch.equal(cases.packed_in(original).qdata, cases.packed_in(other).qdata)
 
@@ -195,7 +261,11 @@ def test_packed_weights_do_not_load_into_a_plain_model() -> None:
 
 
 def test_assign_replaces_weights_of_either_kind() -> None:
-    for source, target in ((float_model(), quantized_model()), (quantized_model(), float_model())):
+    for source, target in (
+        (float_model(), quantized_model()),
+        (quantized_model(), float_model()),
+        (quantized_model(GROUPED), quantized_model()),
+    ):
         target.load_state_dict(source.state_dict(), assign=True)
         assert quantized_layers(target) == quantized_layers(source)
         assert_same_results(target, source)
@@ -204,11 +274,14 @@ def test_assign_replaces_weights_of_either_kind() -> None:
 @pytest.mark.parametrize("assign", [False, True], ids="assign={}".format)
 def test_packed_weights_load_into_a_quantized_model(assign: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where another kernel had packed them."""
-    for kernel in cases.KERNELS:
-        monkeypatch.setenv("AO_ARM_KERNEL", kernel)
-        source = quantized_model()
+    grouped = packing.problem_of(HIDDEN, K, GROUPED.layout(K))
+    for first, kernels in product(FIRST.values(), cases.KERNEL_PAIRS):
+        if first is GROUPED and not cases.fits(kernels.partition(",")[2], *grouped):
+            continue
+        monkeypatch.setenv("AO_ARM_KERNEL", kernels)
+        source = quantized_model(first)
         monkeypatch.delenv("AO_ARM_KERNEL")
-        target = quantized_model()
+        target = quantized_model(first)
         target.load_state_dict(source.state_dict(), assign=assign)
         assert_same_results(target, source)
 
@@ -243,14 +316,41 @@ def test_quantizing_the_head_leaves_the_embedding_alone() -> None:
     assert cases.same_bits(model(TOKENS), torch.nn.functional.linear(vectors, packed))
 
 
+def tied_model(config: AOBaseConfig) -> LanguageModel:
+    model = LanguageModel()
+    quantize_(model, config)
+    model.embedding.weight = model.head.weight
+    return model
+
+
+@pytest.mark.x86
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("config", "backend"),
+    [
+        (ao_arm.acl_int8_dynamic(), "aot_eager"),
+        (ao_arm.acl_int4_grouped(None, MappingType.ASYMMETRIC), "aot_eager"),
+        pytest.param(ao_arm.acl_int8_static(act_scale=0.03), "inductor", marks=pytest.mark.slow_compile),
+    ],
+    ids=["dynamic-aot_eager", "grouped-aot_eager", "static-inductor"],
+)
+def test_a_compiled_embedding_that_shares_the_packed_weight(config: AOBaseConfig, backend: str) -> None:
+    """The shape of what is unpacked is known while tracing, so the lookup is part of the one graph."""
+    torch._dynamo.reset()
+    model = tied_model(config)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    for tokens in (TOKENS, TOKENS[:3], TOKENS[:2, :7]):
+        assert cases.same_bits(compiled(tokens), model(tokens)), tuple(tokens.shape)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("copied", [lambda model: model, copy.deepcopy, saved_and_loaded], ids=["it", "copy", "loaded"])
-def test_an_embedding_that_shares_the_packed_weight(copied: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+@EACH_FIRST
+def test_an_embedding_that_shares_the_packed_weight(
+    first: AOBaseConfig, copied: Callable[[torch.nn.Module], torch.nn.Module]
+) -> None:
     """As models tie their weights again after quantization: the embedding looks up dequantized rows."""
-    model = LanguageModel()
-    quantize_(model, ao_arm.acl_int8_dynamic())
-    model.embedding.weight = model.head.weight
-    model = copied(model)
+    model = copied(tied_model(first))
     assert model.embedding.weight is model.head.weight
     packed = cases.packed_in(model.head)
     vectors = model.embedding(TOKENS)
@@ -263,8 +363,9 @@ def test_an_embedding_that_shares_the_packed_weight(copied: Callable[[torch.nn.M
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=cases.name_of)
-def test_autocast(dtype: torch.dtype) -> None:
-    model, x = quantized_model(), torch.randn(5, K)
+@EACH_FIRST
+def test_autocast(first: AOBaseConfig, dtype: torch.dtype) -> None:
+    model, x = quantized_model(first), torch.randn(5, K)
     outside = model(x)
     with torch.autocast("cpu", dtype):
         assert cases.same_bits(model(x), model(x.to(dtype)))
@@ -276,10 +377,14 @@ def test_autocast(dtype: torch.dtype) -> None:
 
 @pytest.mark.x86
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=cases.name_of)
-def test_autocast_around_a_compiled_model(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "first"),
+    [(torch.bfloat16, FIRST["grouped"]), (torch.float16, FIRST["dynamic"])],
+    ids=["bfloat16-grouped", "float16-dynamic"],
+)
+def test_autocast_around_a_compiled_model(dtype: torch.dtype, first: AOBaseConfig) -> None:
     torch._dynamo.reset()
-    model, x = quantized_model(), torch.randn(5, K)
+    model, x = quantized_model(first), torch.randn(5, K)
     compiled = torch.compile(model, fullgraph=True)
     assert cases.same_bits(compiled(x), model(x))
     with torch.autocast("cpu", dtype):
@@ -297,14 +402,17 @@ def use_and_change(model: torch.nn.Module, x: Tensor, result: Tensor) -> None:
         result.copy_(model(x))
         cases.packed_in(model[2]).scale.mul_(2)
         model[2].bias.mul_(2)
+        cases.packed_in(model[2]).act_zero_point.zero_()
 
 
 @pytest.mark.x86
 @torch.no_grad()
-@pytest.mark.parametrize("ask", [True, False], ids="share_memory={}".format)
-def test_processes_share_the_memory_of_a_model(ask: bool) -> None:
+@pytest.mark.parametrize(
+    ("ask", "first"), [(True, FIRST["dynamic"]), (False, FIRST["grouped"])], ids=["share_memory", "without asking"]
+)
+def test_processes_share_the_memory_of_a_model(ask: bool, first: AOBaseConfig) -> None:
     """Without share_memory(), torch.multiprocessing calls it; the other process packs no copy of its own."""
-    model, x = quantized_model(), torch.randn(5, K)
+    model, x = quantized_model(first), torch.randn(5, K)
     expected = model(x)
     if ask:
         assert model.share_memory() is model
@@ -315,8 +423,10 @@ def test_processes_share_the_memory_of_a_model(ask: bool) -> None:
     assert process.exitcode == 0
     for layer in (model[0], model[2]):
         packed = cases.packed_in(layer)
-        assert packed.packed_weight.is_shared() and packed.scale.is_shared() and layer.bias.is_shared()
+        assert all(inner.is_shared() for inner in packed._inner().values()) and layer.bias.is_shared()
     assert cases.same_bits(result, expected)
+    assert int(cases.packed_in(model[2]).act_zero_point) == 0
+    cases.packed_in(model[2]).act_zero_point.fill_(9)
     assert cases.same_bits(model(x), 2 * expected)
 
 
@@ -326,7 +436,9 @@ def test_tensors_for_other_processes_arrive_as_they_are() -> None:
     smoothed = weight.clone()
     smoothed.act_pre_scale = torch.rand(K)
     plain = ao_arm.ACLPackedTensor.from_hp(torch.randn(N, K))
-    for sent in (weight, weight.detach(), smoothed, plain, plain.t()):
+    static = quantized_model()[2].weight
+    grouped = quantized_model(GROUPED)[0].weight
+    for sent in (weight, weight.detach(), smoothed, plain, plain.t(), static, grouped):
         received = ForkingPickler.loads(ForkingPickler.dumps(sent))
         assert type(received) is type(sent)
         assert isinstance(received, torch.nn.Parameter) == isinstance(sent, torch.nn.Parameter)
@@ -335,7 +447,8 @@ def test_tensors_for_other_processes_arrive_as_they_are() -> None:
         ours, theirs = packed_weight_of(sent), packed_weight_of(received)
         assert ours is not None and theirs is not None
         assert theirs.get_layout() == ours.get_layout()
-        assert (theirs.act_pre_scale is None) == (ours.act_pre_scale is None)
+        assert list(theirs._inner()) == list(ours._inner())
+        assert all(torch.equal(inner, theirs._inner()[name]) for name, inner in ours._inner().items())
 
 
 # --- SmoothQuant ---
@@ -354,11 +467,50 @@ def test_smoothquant_raises_the_accuracy_for_channels_with_outliers() -> None:
     model(calibration)
     quantize_(model, smoothquant.SmoothQuantConfig(base_config=ao_arm.acl_int8_dynamic(), step="convert"))
     assert quantized_layers(model) == ["0", "2"]
-    assert sqnr(exact, model(x)) > sqnr(exact, plain(x)) + 3
+    assert cases.sqnr(exact, model(x)) > cases.sqnr(exact, plain(x)) + 3
     assert_same_results(copy.deepcopy(model), model)
-    target = quantized_model()
+    target = quantize(float_model(), ao_arm.acl_int8_dynamic(), ao_arm.acl_int8_dynamic())
     target.load_state_dict(model.state_dict())
     assert_same_results(target, model)
+
+
+@torch.no_grad()
+def test_smoothquant_of_4_bit_layers() -> None:
+    """Groups of the weights need not gain by it; what is computed is right."""
+    smoothquant = pytest.importorskip("torchao.prototype.smoothquant")
+    layer, x = torch.nn.Sequential(torch.nn.Linear(K, N)), torch.randn(64, K) * torch.logspace(-1, 1, K)
+    exact = layer(x)
+    for step in ("prepare", "convert"):
+        quantize_(layer, smoothquant.SmoothQuantConfig(base_config=GROUPED, step=step))
+        layer(x)
+    packed = cases.packed_in(layer[0])
+    assert packed.get_layout() == cases.grouped(32, "asymmetric") and packed.act_pre_scale is not None
+    cases.assert_by_reference(layer(x), x * packed.act_pre_scale, packed, layer[0].bias)
+    assert cases.sqnr(exact, layer(x)) > 16
+    assert_same_results(copy.deepcopy(layer), layer)
+
+
+@torch.no_grad()
+def test_smoothquant_of_static_layers() -> None:
+    """The scale in one shot is that of what the pre-scale leaves."""
+    smoothquant = pytest.importorskip("torchao.prototype.smoothquant")
+    layer, outliers = torch.nn.Sequential(torch.nn.Linear(K, N)), torch.ones(K)
+    outliers[::16] = 60.0
+    x, calibration = (torch.randn(64, K) * outliers for _ in range(2))
+    exact = layer(x)
+    plain = copy.deepcopy(layer)
+    quantize_(plain, ao_arm.acl_int8_static(act_scale=float(calibration.abs().max()) / 127.5))
+    config = ao_arm.acl_int8_static(act_scale=0.02)
+    quantize_(layer, smoothquant.SmoothQuantConfig(base_config=config, step="prepare"))
+    layer(calibration)
+    quantize_(layer, smoothquant.SmoothQuantConfig(base_config=config, step="convert"))
+    packed = cases.packed_in(layer[0])
+    assert packed.get_layout() == config.layout() and packed.act_pre_scale is not None
+    packed.act_scale.fill_(float((calibration * packed.act_pre_scale).abs().max()) / 127.5)
+    assert cases.same_bits(layer(x), cases.by_reference(x * packed.act_pre_scale, packed, layer[0].bias))
+    assert cases.sqnr(exact, layer(x)) > cases.sqnr(exact, plain(x)) + 3
+    copied = copy.deepcopy(layer)
+    assert cases.same_bits(copied(x), layer(x))
 
 
 # --- transformers ---
@@ -373,9 +525,20 @@ def pretrained() -> Path:
     return Path(package.submodule_search_locations[0]) / "model"
 
 
+def scales_of(model: torch.nn.Module) -> AOBaseConfig:
+    """A configuration that gives each layer, in one shot, the scale that it was calibrated to."""
+    configs = OrderedDict()
+    for name in quantized_layers(model):
+        packed = cases.packed_in(model.get_submodule(name))
+        scale, zero_point = packed.act_scale, packed.act_zero_point
+        configs[f"{name}.weight"] = ao_arm.acl_int8_static(None, scale, zero_point, MappingType.ASYMMETRIC, torch.uint8)
+    return FqnToConfig(configs)
+
+
 @pytest.mark.x86
 @torch.no_grad()
-def test_transformers_quantizes_saves_and_loads(pretrained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["dynamic", "static", "grouped"])
+def test_transformers_quantizes_saves_and_loads(scheme: str, pretrained: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokens = torch.randint(1000, 20000, (2, 12))
 
@@ -387,12 +550,19 @@ def test_transformers_quantizes_saves_and_loads(pretrained: Path, tmp_path: Path
 
     by_us = loaded(pretrained)
     exact = outputs(by_us)
-    quantize_(by_us, ao_arm.acl_int8_dynamic())
-    config = transformers.TorchAoConfig(ao_arm.acl_int8_dynamic())
+    if scheme != "static":
+        torchao_config = {"dynamic": ao_arm.acl_int8_dynamic(), "grouped": ao_arm.acl_int4_grouped()}[scheme]
+        quantize_(by_us, torchao_config)
+    else:
+        for step in ("prepare", "convert"):
+            quantize_(by_us, ao_arm.acl_int8_static(step, None, None, MappingType.ASYMMETRIC, torch.uint8))
+            outputs(by_us)
+        torchao_config = scales_of(by_us)
+    config = transformers.TorchAoConfig(torchao_config)
     by_transformers = loaded(pretrained, quantization_config=config)
     assert quantized_layers(by_transformers) == quantized_layers(by_us) != []
     assert cases.same_bits(outputs(by_transformers), outputs(by_us))
-    assert sqnr(exact, outputs(by_us)) > 15
+    assert cases.sqnr(exact, outputs(by_us)) > (8 if scheme == "grouped" else 15)
 
     by_transformers.save_pretrained(tmp_path)
     back = loaded(tmp_path)

@@ -13,10 +13,13 @@ import torchao
 from torchao.quantization import quantize_
 
 import ao_arm
-from ao_arm import _ops, demo, kernels
+from ao_arm import _ops, kernels
 from ao_arm.__main__ import SUBCOMMANDS, main
+from ao_arm.demo import emulated, encoder, latency, schemes
+from ao_arm.demo.accuracy import compare
+from ao_arm.demo.figures import MODELS, kernel_uses, linear_bytes
 
-PACKAGES = ("rich", "transformers", demo.MODEL_PACKAGE)
+PACKAGES = ("rich", "transformers", encoder.MODEL_PACKAGE)
 needs_model = pytest.mark.skipif(
     any(importlib.util.find_spec(package) is None for package in PACKAGES), reason="pip install 'ao_arm[demo]'"
 )
@@ -26,13 +29,23 @@ needs_torchao_17 = pytest.mark.skipif(
 )
 
 
+NEWER_ON_X86 = (needs_torchao_17, pytest.mark.x86)
+
+
 @needs_model
 @pytest.mark.one_cpu
 @pytest.mark.parametrize(
     "options",
     [
         pytest.param((), id="symmetric"),
-        pytest.param(("--asymmetric",), id="asymmetric", marks=needs_torchao_17),
+        pytest.param(("--asymmetric",), id="asymmetric", marks=NEWER_ON_X86),
+        pytest.param(("--scheme", "int8-static"), id="static", marks=NEWER_ON_X86),
+        pytest.param(
+            ("--scheme", "int8-static", "--asymmetric"),
+            id="static asymmetric",
+            marks=NEWER_ON_X86,
+        ),
+        pytest.param(("--scheme", "int4"), id="int4", marks=pytest.mark.x86),
     ],
 )
 def test_a_real_encoder_keeps_its_embeddings(
@@ -41,23 +54,33 @@ def test_a_real_encoder_keeps_its_embeddings(
     file = tmp_path / "figures.json"
     assert main(["demo", "--no-timing", "--json", str(file), *options]) == 0
     figures = json.loads(file.read_text())
-    fp32, ours, theirs = (figures["models"][name] for name in demo.MODELS)
+    fp32, ours, theirs = (figures["models"][name] for name in MODELS)
     accuracy = ours["accuracy"]
+    int4 = "int4" in options
+    # One symmetric scale for all tokens, outliers included, is the coarsest of the 8-bit schemes. Measured on x86 for 4
+    # bits: 12.4 dB, torchao's own 11.3; cosine 0.971, least 0.961; 43 of 48 neighbours.
+    mean, least, neighbours = (0.98, 0.97, 0.9) if options == ("--scheme", "int8-static") else (0.99, 0.98, 0.9)
+    if int4:
+        mean, least, neighbours = 0.965, 0.95, 0.85
 
-    assert accuracy["sqnr_db"] >= theirs["accuracy"]["sqnr_db"] - 0.5
-    assert accuracy["mean_cosine"] > 0.99
-    assert accuracy["least_cosine"] > 0.98
-    assert accuracy["same_neighbour"] >= 0.9 * figures["sentences"]
-    assert fp32["same_subject"] >= 0.85 * figures["sentences"]
+    assert accuracy["sqnr_db"] >= theirs["accuracy"]["sqnr_db"] + (0.5 if int4 else -0.5)
+    assert accuracy["mean_cosine"] > mean
+    assert accuracy["least_cosine"] > least
+    assert accuracy["same_neighbour"] >= neighbours * figures["sentences"]
+    assert figures["activations"] == ("asymmetric" if int4 or "--asymmetric" in options else "symmetric")
+    if "int8-static" not in options:  # half of the sentences leave few neighbours
+        assert fp32["same_subject"] >= 0.85 * figures["sentences"]
     assert ours["same_subject"] >= fp32["same_subject"] - 2
 
-    # int8 weights take a quarter of fp32's bytes; scales and padding are the rest.
-    assert ours["linear_bytes"] < 0.27 * fp32["linear_bytes"]
+    # int8 weights take a quarter of fp32's bytes, 4 bits an eighth; scales and padding are the rest.
+    assert ours["linear_bytes"] < (0.15 if int4 else 0.27) * fp32["linear_bytes"]
     saved = fp32["linear_bytes"] - ours["linear_bytes"]
     assert ours["model_bytes"] == fp32["model_bytes"] - saved
 
     assert sum(use["layers"] for use in figures["kernels"]) >= 36
-    assert {use["kernel"] for use in figures["kernels"]} <= {kernel.id for kernel in kernels.list()}
+    assert {use["kernel"] for use in figures["kernels"]} <= {
+        kernel.id for kernel in kernels.list(group_size=32 if int4 else 0)
+    }
     assert figures["not_quantized"] == []
 
     output = capsys.readouterr().out
@@ -86,33 +109,33 @@ def tiny_batch() -> dict[str, torch.Tensor]:
 
 def test_embeddings_are_means_over_the_tokens_of_a_sentence() -> None:
     model, batch = TinyEncoder(), tiny_batch()
-    embeddings = demo.embed(model, batch)
+    embeddings = encoder.embed(model, batch)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
     alone = {name: tensor[1:, :1] for name, tensor in batch.items()}
-    torch.testing.assert_close(embeddings[1:], demo.embed(model, alone))
+    torch.testing.assert_close(embeddings[1:], encoder.embed(model, alone))
 
 
 def test_each_model_is_timed_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "SECONDS_FOR_A_BATCH", 0.0)
-    latencies = demo.time_models(dict.fromkeys(demo.MODELS, TinyEncoder()), tiny_batch())
-    assert tuple(latencies) == demo.MODELS
-    for latency in latencies.values():
-        assert (latency.batch, latency.tokens) == (2, 3)
-        assert latency.rounds == demo.LEAST_ROUNDS
-        assert latency.median_ms > 0
-        assert latency.spread_ms >= 0
+    monkeypatch.setattr(latency, "SECONDS_FOR_A_BATCH", 0.0)
+    latencies = latency.time_models(dict.fromkeys(MODELS, TinyEncoder()), tiny_batch())
+    assert tuple(latencies) == MODELS
+    for found in latencies.values():
+        assert (found.batch, found.tokens) == (2, 3)
+        assert found.rounds == latency.LEAST_ROUNDS
+        assert found.median_ms > 0
+        assert found.spread_ms >= 0
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
 def test_wrong_embeddings_end_the_demo(wrong: float) -> None:
-    reference = torch.nn.functional.normalize(torch.randn(len(demo.SENTENCES), 8, generator=torch.manual_seed(0)))
+    reference = torch.nn.functional.normalize(torch.randn(len(encoder.SENTENCES), 8, generator=torch.manual_seed(0)))
     with pytest.raises(SystemExit, match="the embeddings of ao_arm are wrong"):
-        demo.compare("ao_arm", reference, reference * wrong)
+        compare("ao_arm", reference, reference * wrong, 0.9)
 
 
 def test_accuracy_of_slightly_wrong_embeddings() -> None:
     reference = torch.nn.functional.normalize(torch.randn(40, 64, generator=torch.manual_seed(0)))
-    accuracy = demo.compare("ao_arm", reference, 0.99 * reference)
+    accuracy = compare("ao_arm", reference, 0.99 * reference, 0.98)
     assert accuracy.sqnr_db == pytest.approx(40.0, abs=1e-3)
     assert accuracy.mean_cosine == pytest.approx(0.99, abs=1e-6)
     assert accuracy.same_neighbour == 40
@@ -121,16 +144,16 @@ def test_accuracy_of_slightly_wrong_embeddings() -> None:
 def test_bytes_of_packed_and_shared_weights_are_counted_once() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False), torch.nn.Linear(64, 64, bias=False))
     model[1].weight = model[0].weight
-    assert demo._linear_bytes(model) == 64 * 64 * 4
+    assert linear_bytes(model) == 64 * 64 * 4
     quantize_(model[0], ao_arm.acl_int8_dynamic())
     packed_bytes = _ops.packed_bytes(64, 64, kernels.select(64, 64))
-    assert demo._linear_bytes(model[:1]) == packed_bytes + 64 * 4
+    assert linear_bytes(model[:1]) == packed_bytes + 64 * 4
 
 
 def test_kernels_are_counted_and_layers_left_out_are_named() -> None:
     model = TinyEncoder()
     quantize_(model, ao_arm.acl_int8_dynamic(), filter_fn=lambda module, name: name == "first")
-    uses, not_quantized = demo.kernel_uses(model)
+    uses, not_quantized = kernel_uses(model)
     assert [(use.kernel, use.layers) for use in uses] == [(kernels.select(24, 16), 1)]
     assert not_quantized == ("second",)
 
@@ -138,7 +161,7 @@ def test_kernels_are_counted_and_layers_left_out_are_named() -> None:
 def test_an_unfit_forced_kernel_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.FORCE, "none/such")
     with pytest.raises(SystemExit, match=r"ao_arm demo: .*none/such"):
-        demo.quantized("ao_arm", TinyEncoder(), ao_arm.acl_int8_dynamic())
+        schemes.quantized("ao_arm", TinyEncoder(), lambda model: quantize_(model, ao_arm.acl_int8_dynamic()))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -164,7 +187,7 @@ def test_every_subcommand_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
-    output = capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
     assert all(row.summary in output for row in SUBCOMMANDS)
 
 
@@ -193,7 +216,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     )
     monkeypatch.setitem(sys.modules, "machine", module)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(demo, "emulated_machine_folder", lambda: Path("tests/arm64"))
+    monkeypatch.setattr(emulated, "emulated_machine_folder", lambda: Path("tests/arm64"))
     return commands
 
 
@@ -203,8 +226,14 @@ def test_the_emulated_demo_gets_the_same_options(started: list[tuple[str, list[s
     ((cpu, args),) = started
     assert cpu == "max"
     assert args == [
-        *("-m", "ao_arm", "demo", "--scheme", "int8-dynamic", "--asymmetric", "--threads", "1", "--json", str(file))
+        *("-m", "ao_arm", "demo", "--model", "minilm", "--asymmetric", "--threads", "1", "--json", str(file))
     ]
+
+
+def test_the_emulated_demo_gets_the_model_and_the_scheme(started: list[tuple[str, list[str]]]) -> None:
+    main(["demo", "--arm64", "--scheme", "int4"])
+    main(["demo", "--arm64", "--model", "llama"])
+    assert [args[3:] for _, args in started] == [["--model", "minilm", "--scheme", "int4"], ["--model", "llama"]]
 
 
 def test_an_unknown_emulated_cpu_is_one_line(started: list[tuple[str, list[str]]]) -> None:
@@ -225,13 +254,13 @@ def test_an_unavailable_emulated_machine_is_one_line(
 
 
 def test_the_checkout_is_found_around_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "__file__", str(tmp_path / "site-packages/ao_arm/demo.py"))
+    monkeypatch.setattr(emulated, "__file__", str(tmp_path / "site-packages/ao_arm/demo/emulated.py"))
     inside = tmp_path / "checkout" / "tutorials"
     inside.mkdir(parents=True)
     monkeypatch.chdir(inside)
     with pytest.raises(SystemExit, match="--arm64 needs a source checkout"):
-        demo.run_emulated(argparse.Namespace())
+        emulated.run_emulated(argparse.Namespace())
     folder = tmp_path / "checkout" / "tests" / "arm64"
     folder.mkdir(parents=True)
     (folder / "machine.py").touch()
-    assert demo.emulated_machine_folder() == folder
+    assert emulated.emulated_machine_folder() == folder

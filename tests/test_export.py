@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
-from torchao.quantization import quantize_
+from torchao.quantization import FqnToConfig, MappingType, quantize_
 
 import ao_arm
 from ao_arm import _library
@@ -25,9 +26,16 @@ MS = (2, 5, 64, 2048)
 
 
 def quantized_model() -> torch.nn.Module:
+    """A layer with static activations, one with dynamic ones, and one with 4-bit weights."""
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(K, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, N)).eval()
-    quantize_(model, ao_arm.acl_int8_dynamic())
+    layers = [torch.nn.Linear(K, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, N), torch.nn.Linear(N, 40)]
+    model = torch.nn.Sequential(*layers).eval()
+    configs = {
+        "0": ao_arm.acl_int8_static(None, 0.03, -7, MappingType.ASYMMETRIC),
+        "2": ao_arm.acl_int8_dynamic(),
+        "3": ao_arm.acl_int4_grouped(32, MappingType.ASYMMETRIC),
+    }
+    quantize_(model, FqnToConfig(OrderedDict(configs)), filter_fn=None)
     return model
 
 
@@ -65,12 +73,12 @@ def test_a_program_holds_one_op_for_each_layer(strict: bool) -> None:
     model = quantized_model()
     program = exported(model, strict=strict)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    op = torch.ops.ao_arm.linear_int8_dynamic.default
     # torch.export notes here that it reads tensors inside of tensors; nothing is computed.
     assert [call for call in calls if "access_subclass_inner_tensor" not in str(call)] == [
-        op,
+        torch.ops.ao_arm.linear_int8_static.default,
         torch.ops.aten.relu.default,
-        op,
+        torch.ops.ao_arm.linear_int8_dynamic.default,
+        torch.ops.ao_arm.linear_qta8a_qga4w.default,
     ]
     assert_same_results(program.module(), model)
     assert_same_results(program.run_decompositions().module(), model)
@@ -79,16 +87,15 @@ def test_a_program_holds_one_op_for_each_layer(strict: bool) -> None:
 
 @pytest.mark.x86
 def test_a_program_is_packed_for_the_cpu_that_loads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AO_ARM_KERNEL", "portable/baseline")
-    model = quantized_model()
-    file = saved(exported(model))
-    for kernel in cases.KERNELS:
-        monkeypatch.setenv("AO_ARM_KERNEL", kernel)
+    monkeypatch.setenv("AO_ARM_KERNEL", "portable/baseline,portable/int4_baseline")
+    file = saved(exported(quantized_model()))
+    for kernels in cases.KERNEL_PAIRS:
+        monkeypatch.setenv("AO_ARM_KERNEL", kernels)
         file.seek(0)
         loaded = torch.export.load(file)
-        weight = ao_arm.affine_quantized.packed_weight_of(loaded.state_dict["0.weight"])
-        assert weight is not None and weight.kernel == kernel
-        assert_same_results(loaded.module(), model)
+        weights = (ao_arm.affine_quantized.packed_weight_of(loaded.state_dict[f"{i}.weight"]) for i in (0, 3))
+        assert ",".join(weight.kernel for weight in weights) == kernels
+        assert_same_results(loaded.module(), quantized_model())
 
 
 def in_a_fresh_process(script: str, *arguments: Path) -> str:
@@ -176,7 +183,7 @@ def renamed(header: bytes, kernel: str) -> bytes:
 
 
 def pretend_packed_by(kernel: str, model: torch.nn.Module) -> None:
-    for layer in (model[0], model[2]):
+    for layer in (model[0], model[2], model[3]):
         packed_bytes = cases.packed_in(layer).packed_weight
         header = renamed(packed_bytes[:HEADER_BYTES].numpy().tobytes(), kernel)
         packed_bytes[:HEADER_BYTES] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
@@ -222,7 +229,7 @@ def test_a_program_with_packed_bytes_of_a_foreign_kernel(kernel: str) -> None:
 @pytest.mark.slow_compile
 @pytest.mark.parametrize("kernel", FOREIGN)
 def test_a_package_with_packed_bytes_of_a_foreign_kernel(kernel: str, package: Path, tmp_path: Path) -> None:
-    assert rename_kernels_in(package, tmp_path / "foreign.pt2", kernel) == 2
+    assert rename_kernels_in(package, tmp_path / "foreign.pt2", kernel) == 3
     pairs = with_inputs_and_results(tmp_path, quantized_model())
     printed = in_a_fresh_process(LOAD_PACKAGE, _library.PATH, tmp_path / "foreign.pt2", pairs)
     for part in (f"packed by the kernel {kernel}", FOREIGN[kernel], WHAT_TO_DO):

@@ -20,15 +20,19 @@ def row_of(output: str, kernel: str) -> str:
     return next(line for line in output.splitlines() if line.startswith(f"{kernel} "))
 
 
-@pytest.mark.parametrize(("n", "k"), [(768, 768), (1, 5)])
-def test_every_kernel_is_shown_with_cost_and_all_reasons(capsys: pytest.CaptureFixture[str], n: int, k: int) -> None:
-    output = shown(capsys, "--n", str(n), "--k", str(k))
-    for kernel in kernels.list(n, k):
+@pytest.mark.parametrize(("n", "k", "group_size"), [(768, 768, 0), (1, 5, 0), (768, 768, 32), (1, 5, 5)])
+def test_every_kernel_is_shown_with_cost_and_all_reasons(
+    capsys: pytest.CaptureFixture[str], n: int, k: int, group_size: int
+) -> None:
+    options = ("--group-size", str(group_size)) if group_size else ()
+    output = shown(capsys, "--n", str(n), "--k", str(k), *options)
+    assert (f"4-bit weight in groups of {group_size}, (n, k)" if group_size else "int8 weight (n, k)") in output
+    for kernel in kernels.list(n, k, group_size):
         row = row_of(output, kernel.id)
         assert all(feature in row for feature in kernel.features)
         for reason in kernel.reasons:
             assert f"- {reason}\n" in output
-        if kernel.id == kernels.select(n, k):
+        if kernel.id == kernels.select(n, k, group_size):
             assert row.endswith("chosen")
         else:
             assert row.endswith("rejected" if kernel.reasons else "fits")
@@ -55,6 +59,14 @@ def test_a_forced_kernel_is_shown(capsys: pytest.CaptureFixture[str], monkeypatc
     assert row_of(output, "portable/baseline").endswith("chosen")
 
 
+def test_of_two_forced_kernels_the_one_for_the_weight_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kernels.FORCE, "portable/baseline,portable/int4_baseline")
+    assert row_of(shown(capsys), "portable/baseline").endswith("chosen")
+    assert row_of(shown(capsys, "--group-size", "64"), "portable/int4_baseline").endswith("chosen")
+
+
 def test_an_unknown_forced_kernel_does_not_stop_info(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +82,14 @@ def test_a_shape_that_no_kernel_serves(capsys: pytest.CaptureFixture[str]) -> No
     assert all(row_of(output, kernel.id).endswith("rejected") for kernel in kernels.list())
 
 
+def test_a_group_size_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    output = shown(capsys, "--k", "100", "--group-size", "32")
+    assert "no kernel is chosen: " in output and "k = 100 is no multiple of the group size 32" in output
+    with pytest.raises(SystemExit):
+        main(["info", "--group-size", "0"])
+    assert "it must be at least 1, not 0" in capsys.readouterr().err
+
+
 @pytest.mark.one_cpu
 def test_info_works_without_rich() -> None:
     code = (
@@ -79,3 +99,12 @@ def test_info_works_without_rich() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert row_of(done.stdout, kernels.select(768, 768)).endswith("chosen")
+
+
+@pytest.mark.x86
+def test_a_library_that_is_named_is_the_one_that_is_loaded() -> None:
+    command = [sys.executable, "-c", "import ao_arm"]
+    env = {**os.environ, "AO_ARM_LIBRARY": "/no/such/library"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode
+    assert "looked for /no/such/library" in done.stderr

@@ -46,7 +46,9 @@ def test_matmul_is_exact_and_unpacking_inverts_packing(n: int, kernel: str, kern
         for m in range(1, ROWS + 1) if n in SIZES else cases.thinned(range(1, ROWS + 1)):
             actual = _ops.matmul_int8(activations[:m], packed)
             assert torch.equal(actual, expected[:m]), f"{m=} {n=} {k=}: {first_difference(actual, expected[:m])}"
-        assert torch.equal(_ops.unpack_int8(packed), weight), f"{n=} {k=}: other values are unpacked than were packed"
+        assert torch.equal(_ops.unpack_int8(packed, *weight.shape), weight), (
+            f"{n=} {k=}: other values are unpacked than were packed"
+        )
         kernels_met.add(kernel)
 
 
@@ -76,7 +78,7 @@ def test_matmul_of_large_layers(m: int, k: int, n: int, kernel: str, threads: in
     with cases.torch_threads(threads):
         actual = _ops.matmul_int8(activations, packed)
     assert torch.equal(actual, reference.matmul_int8(activations, weight))
-    assert torch.equal(_ops.unpack_int8(packed), weight)
+    assert torch.equal(_ops.unpack_int8(packed, *weight.shape), weight)
 
 
 @pytest.mark.parametrize("weight_value", (-127, 127))
@@ -130,7 +132,7 @@ def test_packed_bytes_may_lie_anywhere_in_memory(kernel: str) -> None:
         memory = torch.empty(packed.numel() + offset, dtype=torch.uint8)
         moved = memory[offset:].copy_(packed)
         assert torch.equal(_ops.matmul_int8(activations, moved), expected), f"{offset} bytes past an aligned address"
-        assert torch.equal(_ops.unpack_int8(moved), weight), f"{offset} bytes past an aligned address"
+        assert torch.equal(_ops.unpack_int8(moved, *weight.shape), weight), f"{offset} bytes past an aligned address"
 
 
 # --- linear_int8_dynamic ---
@@ -475,8 +477,8 @@ def test_the_other_ops_refuse_wrong_arguments() -> None:
         ("unknown kernel 'none/such'", _ops.pack_int8, (weight, "none/such")),
         ("input must be float32", _ops.quantize_activations, (weight, True)),
         ("contiguous matrix", _ops.quantize_activations, (torch.ones(3), True)),
-        ("uint8", _ops.unpack_int8, (weight,)),
-        ("no packed weight", _ops.unpack_int8, (torch.zeros(600, dtype=torch.uint8),)),
+        ("uint8", _ops.unpack_int8, (weight, 33, 40)),
+        ("no packed weight", _ops.unpack_int8, (torch.zeros(600, dtype=torch.uint8), 33, 40)),
     ):
         with pytest.raises(ValueError, match=message):
             _ops.call(op, *arguments)
@@ -499,7 +501,7 @@ def op_calls() -> dict[str, tuple[object, tuple[object, ...]]]:
         "quantize_activations": (_ops.quantize_activations, (x, True)),
         "quantize_activations, bfloat16": (_ops.quantize_activations, (x.bfloat16(), False)),
         "pack_int8": (_ops.pack_int8, (qdata, "")),
-        "unpack_int8": (_ops.unpack_int8, (packed,)),
+        "unpack_int8": (_ops.unpack_int8, (packed, 33, 40)),
     }
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ao_arm import quantize
-from ao_arm.quantize import quantize_weight
+from ao_arm.quantize import quantize_weight, quantize_weight_in_groups
 
 # Nothing here depends on the CPU.
 pytestmark = pytest.mark.one_cpu
@@ -146,3 +146,165 @@ def test_any_finite_weight_is_restored_to_half_a_step(per_channel: bool, rows: l
     qdata, scale = assert_quantized_by_formula(weight, per_channel)
     steps = (qdata.double() * scale.double()[:, None] - weight.double()) / scale.double()[:, None]
     assert float(steps.abs().max()) <= 0.5 + 1e-4
+
+
+# --- 4 bits in groups ---
+
+MAPPINGS = pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+SCALE_DTYPES = pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float32], ids=cases.name_of)
+SEARCHES = pytest.mark.parametrize("search", [False, True], ids=["direct", "search"])
+
+
+def steps(group: Tensor, scale: Tensor, scale_dtype: torch.dtype, zero_point: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The values of one group and its squared error, by a scale that is rounded to its dtype first."""
+    rounded = (torch.tensor(LEAST_SCALE) if scale.abs() < LEAST_SCALE else scale).to(scale_dtype).float()
+    q = torch.clamp(torch.round(group / rounded) + zero_point, -8, 7)
+    return q, ((q - zero_point) * rounded - group).square().sum()
+
+
+def group_by_formula(group: Tensor, symmetric: bool, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
+    """Values, scale and zero point of one group, as the docstring says."""
+    if not symmetric:
+        low, high = min(group.min(), torch.tensor(0.0)), max(group.max(), torch.tensor(0.0))
+        scale = torch.maximum((high - low) / 15, torch.tensor(LEAST_SCALE)).to(scale_dtype)
+        zero_point = int((-8 - torch.round(low / scale.float())).clamp(-8, 7))
+        return steps(group, scale.float(), scale_dtype, zero_point)[0], scale, zero_point
+    largest = group[group.abs().argmax()]
+    positive, signed = largest.abs() / 7.5, -largest / 8
+    scale = signed if steps(group, signed, scale_dtype)[1] < steps(group, positive, scale_dtype)[1] else positive
+    scale = torch.tensor(LEAST_SCALE) if scale.abs() < LEAST_SCALE else scale
+    return steps(group, scale, scale_dtype)[0], scale.to(scale_dtype), 0
+
+
+def restored(qdata: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+    """The quantized weight, (n, groups, group_size) in float64."""
+    groups = qdata.double().view(*scale.shape, -1)
+    return (groups - (0 if zero_point is None else zero_point.double()[..., None])) * scale.double()[..., None]
+
+
+def squared_errors(weight: Tensor, *plain: Tensor | None) -> Tensor:
+    """Of each group."""
+    found = restored(*plain)
+    return (found - weight.double().view(found.shape)).square().sum(dim=2)
+
+
+@DTYPES
+@MAPPINGS
+@SCALE_DTYPES
+@pytest.mark.parametrize(
+    ("shape", "group_size"), [((1, 32), 32), ((3, 96), 32), ((5, 128), 64), ((2, 37), 37), ((4, 1), 1)], ids=str
+)
+def test_groups_are_quantized_by_the_formula(
+    shape: tuple[int, int], group_size: int, symmetric: bool, scale_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    weight = (torch.randn(shape) * torch.logspace(-3, 3, shape[0])[:, None]).to(dtype)
+    weight[-1, :group_size] = weight[-1, :group_size].abs()  # a group of one sign
+    qdata, scale, zero_point = quantize_weight_in_groups(weight, group_size, symmetric, scale_dtype)
+    groups = shape[0], shape[1] // group_size
+    assert qdata.dtype == torch.int8 and qdata.shape == weight.shape
+    assert scale.dtype == scale_dtype and scale.shape == groups
+    assert (zero_point is None) == symmetric
+    for row in range(groups[0]):
+        for group in range(groups[1]):
+            part = slice(group * group_size, (group + 1) * group_size)
+            values, expected_scale, expected_zero = group_by_formula(weight[row, part].float(), symmetric, scale_dtype)
+            assert torch.equal(qdata[row, part].float(), values)
+            assert scale[row, group] == expected_scale
+            if zero_point is not None:
+                assert zero_point.dtype == torch.int8 and zero_point.shape == groups
+                assert zero_point[row, group] == expected_zero
+
+
+def test_the_largest_magnitude_takes_the_value_without_counterpart() -> None:
+    weight = torch.tensor([[8.0, *range(-7, 8), *[0.0] * 16], [-8.0, *range(-7, 8), *[0.0] * 16]])
+    qdata, scale, _ = quantize_weight_in_groups(weight, 32, True, torch.float32)
+    assert scale.tolist() == [[-1.0], [1.0]]
+    assert qdata[:, 0].tolist() == [-8, -8]
+    assert torch.equal(restored(qdata, scale, None).view(weight.shape), weight.double())
+
+
+@SCALE_DTYPES
+def test_symmetric_groups_are_never_worse_than_by_one_scale_for_all(scale_dtype: torch.dtype) -> None:
+    weight = torch.randn(64, 256) ** 3
+    errors = squared_errors(weight, *quantize_weight_in_groups(weight, 32, True, scale_dtype))
+    groups = weight.view(64, 8, 32)
+    scale = (groups.abs().amax(dim=2) / 7.5).to(scale_dtype)
+    plain = torch.clamp(torch.round(groups / scale.float()[..., None]), -8, 7)
+    by_one = squared_errors(weight, plain.view(64, 256), scale, None)
+    assert bool((errors <= by_one * (1 + 1e-5)).all())
+    assert float(errors.sum()) < 0.9 * float(by_one.sum())
+
+
+@MAPPINGS
+@SCALE_DTYPES
+@pytest.mark.parametrize("group_size", (32, 64, 512), ids="group_size={}".format)
+def test_a_search_is_never_worse(group_size: int, symmetric: bool, scale_dtype: torch.dtype) -> None:
+    weight = torch.cat([torch.randn(32, 512), torch.randn(32, 512) ** 3, torch.rand(32, 512), torch.zeros(1, 512)])
+    direct, searched = (
+        squared_errors(weight, *quantize_weight_in_groups(weight, group_size, symmetric, scale_dtype, search))
+        for search in (False, True)
+    )
+    # The errors are compared in float32 when quantizing, and here in float64.
+    assert bool((searched <= direct * (1 + 1e-5)).all())
+    assert float(searched.sum()) < 0.99 * float(direct.sum())
+
+
+@MAPPINGS
+@SCALE_DTYPES
+@SEARCHES
+def test_groups_of_odd_values(symmetric: bool, scale_dtype: torch.dtype, search: bool) -> None:
+    information = torch.finfo(torch.float32)
+    rows = torch.stack(
+        [
+            torch.zeros(32),
+            torch.full((32,), -0.0),
+            torch.full((32,), 1e-9),
+            torch.full((32,), -information.smallest_normal),
+            torch.full((32,), information.max),
+            torch.where(torch.arange(32) % 2 == 0, information.max, information.min),
+        ]
+    )
+    qdata, scale, zero_point = quantize_weight_in_groups(rows, 32, symmetric, scale_dtype, search)
+    found = restored(qdata, scale, zero_point).view(rows.shape)
+    assert bool(found.isfinite().all())
+    assert not found[:2].any()
+    assert bool((scale.float().abs() >= LEAST_SCALE).all())
+    error = (found - rows.double()).abs() / scale.double().abs()
+    # Half a step; bfloat16 scales are off by 2 ** -9, which 15 steps multiply.
+    assert float(error.max()) <= 0.5 + 16 / 512
+
+
+@pytest.mark.parametrize("chunk", (1, 64, 65, 128, 1000), ids="chunk={}".format)
+@MAPPINGS
+@SEARCHES
+def test_chunks_change_no_groups(chunk: int, symmetric: bool, search: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(7, 64)
+    whole = quantize_weight_in_groups(weight, 32, symmetric, torch.bfloat16, search)
+    monkeypatch.setattr(quantize, "_CHUNK", chunk)
+    parts = quantize_weight_in_groups(weight, 32, symmetric, torch.bfloat16, search)
+    for part, expected in zip(parts, whole, strict=True):
+        assert (part is None and expected is None) or torch.equal(part, expected)
+
+
+@pytest.mark.parametrize("value", (math.nan, math.inf, -math.inf), ids=str)
+@DTYPES
+@MAPPINGS
+def test_groups_that_are_not_finite_are_refused_with_their_place(
+    symmetric: bool, dtype: torch.dtype, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "_CHUNK", 64)
+    for row, column in ((0, 0), (2, 31), (4, 40)):
+        weight = torch.randn(5, 64).to(dtype)
+        weight[row, column] = value
+        with pytest.raises(ValueError, match=rf"holds {value} at \[{row}, {column}\]"):
+            quantize_weight_in_groups(weight, 32, symmetric, torch.bfloat16)
+
+
+@MAPPINGS
+def test_groups_of_a_weight_arranged_in_any_way(symmetric: bool) -> None:
+    weight = torch.randn(64, 6).t()
+    before = weight.clone()
+    found = quantize_weight_in_groups(weight, 32, symmetric, torch.float32)
+    expected = quantize_weight_in_groups(weight.contiguous(), 32, symmetric, torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True) if a is not None)
+    assert torch.equal(weight, before)

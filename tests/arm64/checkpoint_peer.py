@@ -9,39 +9,63 @@ folder which kernel serves its weights here, after checking that weights and out
 
 import json
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
-from torchao.quantization import quantize_
+from torchao.quantization import FqnToConfig, MappingType, quantize_
 
 import ao_arm
+from ao_arm import reference
 from ao_arm.affine_quantized import packed_weight_of
 
 
-def model() -> torch.nn.Module:
+def model() -> torch.nn.Sequential:
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(96, 400), torch.nn.ReLU(), torch.nn.Linear(400, 130)).eval()
+    layers = [torch.nn.Linear(96, 400), torch.nn.ReLU(), torch.nn.Linear(400, 64), torch.nn.Linear(64, 130)]
+    return torch.nn.Sequential(*layers).eval()
+
+
+def quantized_model(factor: float = 1.0) -> torch.nn.Sequential:
+    """A layer with dynamic activations, one with static ones, and one with 4-bit weights; of multiples of the model's
+    parameters."""
+    made = model()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(factor)
+    configs = {
+        "0": ao_arm.acl_int8_dynamic(),
+        "2": ao_arm.acl_int8_static(None, 0.02, 9, MappingType.ASYMMETRIC, torch.uint8),
+        "3": ao_arm.acl_int4_grouped(32, MappingType.ASYMMETRIC),
+    }
+    quantize_(made, FqnToConfig(OrderedDict(configs)), filter_fn=None)
+    return made
+
+
+SCHEMES = {"0.weight": "int8_dynamic", "2.weight": "int8_static", "3.weight": "int4_grouped"}
 
 
 def write(folder: Path) -> None:
-    quantized = model()
-    quantize_(quantized, ao_arm.acl_int8_dynamic())
+    quantized = quantized_model()
     inputs = torch.randn(9, 96, generator=torch.Generator().manual_seed(1))
     torch.save(quantized.state_dict(), folder / "state.pt")
     torch.save(quantized, folder / "model.pt")
     tensors, metadata = flatten_tensor_state_dict(quantized.state_dict())
     save_file(tensors, folder / "model.safetensors", metadata=metadata)
-    weights = {name: quantized.get_parameter(name).dequantize() for name in ("0.weight", "2.weight")}
-    torch.save({"inputs": inputs, "outputs": quantized(inputs).detach(), "weights": weights}, folder / "expected.pt")
+    weights = {name: quantized.get_parameter(name).dequantize() for name in SCHEMES}
+    with torch.no_grad():
+        between = quantized[:3](inputs)
+        outputs = quantized[3](between)
+    expected = {"inputs": inputs, "inputs_of_grouped": between, "outputs": outputs, "weights": weights}
+    torch.save(expected, folder / "expected.pt")
 
 
 def read(folder: Path) -> list[str]:
     expected = torch.load(folder / "expected.pt", weights_only=True)
-    from_state = model()
-    quantize_(from_state, ao_arm.acl_int8_dynamic())
+    from_state = quantized_model(factor=-3.0)
     from_state.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
     whole = torch.load(folder / "model.pt", weights_only=False)
     from_safetensors = model()
@@ -56,9 +80,17 @@ def read(folder: Path) -> list[str]:
             assert torch.equal(loaded.get_parameter(name).dequantize(), weight), (form, name)
             packed = packed_weight_of(loaded.get_parameter(name))
             assert packed is not None, (form, name)
+            assert packed.get_layout().scheme == SCHEMES[name], form
             kernels.add(packed.kernel)
         with torch.no_grad():
-            assert torch.equal(loaded(expected["inputs"]), expected["outputs"]), form
+            inputs = loaded[:3](expected["inputs"])
+            assert torch.equal(inputs, expected["inputs_of_grouped"]), form
+            grouped = packed_weight_of(loaded.get_parameter("3.weight"))
+            assert grouped is not None
+            magnitude = reference.magnitude_qta8a_qga4w(inputs, *grouped.get_plain())
+            # Kernels for 4-bit weights differ in the order of their sums, each by 1e-6 at most.
+            difference = (loaded[3](inputs).double() - expected["outputs"].double()).abs()
+            assert bool((difference <= 2e-6 * (magnitude + 1)).all()), form
     return sorted(kernels)
 
 

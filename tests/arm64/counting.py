@@ -12,6 +12,7 @@ from cycles_pieces import counting_emulator, plugin
 from marks import LABEL
 
 INSTRUCTION_BYTES = 4
+PAGE_BYTES = 4096
 # Blocks that run rarely are very many. The hottest ones, of this share of all instructions, stand for them.
 PRICED_SHARE = 0.995
 
@@ -80,7 +81,34 @@ def parse_regions(text: str) -> list[Region]:
             regions[-1].mappings.append(Mapping(start, end, int(words[2], 16), words[5]))
         elif kind == "block":
             regions[-1].blocks.append(Block(int(words[0], 16), int(words[1], 16), words[2]))
+    for region in regions:
+        region.blocks = joined(region.blocks)
     return regions
+
+
+def joined(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks, with those put together again that QEMU cut only because a page of memory ends there.
+
+    What one half of a loop costs, repeated, is more than its share of the whole.
+    """
+    after = {block.address: block for block in blocks if block.address % PAGE_BYTES == 0}
+    result = []
+    for block in blocks:
+        end = block.address + len(block.code) // 2
+        rest = after.get(end)
+        if rest is None or rest.executions != block.executions or _branches(block.code):
+            result.append(block)
+        else:
+            del after[end]
+            result.append(Block(block.address, block.executions, block.code + rest.code))
+    taken = {block.address for block in blocks if block.address % PAGE_BYTES == 0} - after.keys()
+    return [block for block in result if block.address not in taken]
+
+
+def _branches(code: str) -> bool:
+    """Whether the last instruction is of the group of branches, exceptions and system calls."""
+    last = int.from_bytes(bytes.fromhex(code[-2 * INSTRUCTION_BYTES :]), "little")
+    return last >> 26 & 0b111 == 0b101
 
 
 class Counter:

@@ -47,6 +47,17 @@ CANDIDATES = {
     "ours": "ao_arm, per token x per channel",
     "ours-asymmetric": "ao_arm, asymmetric activations",
     "ours-bf16": "ao_arm, bfloat16 in and out",
+    "torch-static-s8": "torch quantized.linear, s8 to s8, per tensor (direct ACL)",
+    "torch-static-u8": "torch quantized.linear, u8 to u8, per tensor (direct ACL)",
+    "torch-static-u8-per-channel": "torch quantized.linear, u8 to u8, per channel (oneDNN)",
+    "static-s8": "ao_arm static, s8 to s8, per channel",
+    "static-u8": "ao_arm static, u8 to u8, per channel",
+    "static-float": "ao_arm static s8, floats to floats",
+    "int4-g32": "ao_arm, 4-bit weights in groups of 32, op alone",
+    "int4-g128": "ao_arm, 4-bit weights in groups of 128, op alone",
+    "int4-g32-kleidiai": "the same, groups of 32, through KleidiAI",
+    "torch-int4-g32": "torch _dyn_quant_matmul_4bit, groups of 32",
+    "torch-int4-g128": "torch _dyn_quant_matmul_4bit, groups of 128",
 }
 DEFAULT_CANDIDATES = ("fp32", "torch-per-tensor", "ours")
 DEFAULT_SHAPES = ("1x768x768", "8x768x768", "64x768x768", "64x768x3072", "64x3072x768", "128x1024x4096")

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from cache import Report, piece
 from commands import call
-from debian import codename, unpack
+from debian import codename, unpack, unpack_source
 from pieces import NOT_WITH_COMPILER, SUITE
 from project import program
 from scripts import write_script
-from source_package import unpack_source
 
 RECIPE = 1  # raise it when the way in which a piece is filled changes
 

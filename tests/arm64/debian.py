@@ -1,8 +1,10 @@
 """Downloads Debian packages of any suite and architecture with an apt of our own, and unpacks them: no root rights."""
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from apt_sources import debian_source
@@ -60,6 +62,26 @@ def _configuration(folder: Path, architecture: str) -> str:
     return cleared + "".join(f'{name} "{value}";\n' for name, value in settings.items())
 
 
+@contextmanager
+def _apt(suite: str, architecture: str, kind: str = "deb") -> Iterator[tuple[Path, Callable[..., None]]]:
+    """A folder of apt's own with the lists of a suite, and a function that runs apt-get in it."""
+    stanza = debian_source(codename()).stanza(suite).replace("Types: deb\n", f"Types: {kind}\n")
+    with tempfile.TemporaryDirectory(prefix=".apt-", dir=cache_folder()) as name:
+        folder = Path(name)
+        for made in ("state/lists/partial", "cache/archives/partial", "log"):
+            (folder / made).mkdir(parents=True)
+        (folder / "state" / "status").touch()
+        (folder / "debian.sources").write_text(stanza)
+        (folder / "apt.conf").write_text(_configuration(folder, architecture))
+        env = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+
+        def run(*arguments: str) -> None:
+            call(("env", "-C", folder, "apt-get", "-q", "-y", "-c", folder / "apt.conf", *arguments), env)
+
+        run("update")
+        yield folder, run
+
+
 def unpack(
     packages: Sequence[str],
     *,
@@ -69,19 +91,20 @@ def unpack(
     wanted: Callable[[str], bool] = lambda package: True,
 ) -> None:
     """Unpack `packages`, and those of their dependencies that are `wanted`, into a folder."""
-    source = debian_source(codename())
-    with tempfile.TemporaryDirectory(prefix=".apt-", dir=cache_folder()) as name:
-        folder = Path(name)
-        for made in ("state/lists/partial", "cache/archives/partial", "log"):
-            (folder / made).mkdir(parents=True)
-        (folder / "state" / "status").touch()
-        (folder / "debian.sources").write_text(source.stanza(suite))
-        (folder / "apt.conf").write_text(_configuration(folder, architecture))
-        apt = ("apt-get", "-q", "-y", "-c", folder / "apt.conf")
-        env = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-        call((*apt, "update"), env)
-        call((*apt, "install", "--download-only", *packages), env)
-        archives = sorted((folder / "cache" / "archives").glob("*.deb"))
-        for archive in archives:
+    with _apt(suite, architecture) as (folder, run):
+        run("install", "--download-only", *packages)
+        for archive in sorted((folder / "cache" / "archives").glob("*.deb")):
             if wanted(archive.name.partition("_")[0]):
                 call(("dpkg-deb", "-x", archive, into))
+
+
+def unpack_source(package: str, *, suite: str, into: Path) -> Path:
+    """Unpack a package's upstream source, without Debian's patches; returns the folder that it consists of."""
+    with _apt(suite, "amd64", "deb-src") as (folder, run):
+        run("source", "--download-only", package)
+        for archive in folder.glob("*.orig.tar.??"):
+            shutil.unpack_archive(archive, into)
+    trees = list(into.iterdir())
+    if len(trees) != 1:
+        raise Unavailable(f"the source package {package} of {suite} holds {len(trees)} folders, not one")
+    return trees[0]

@@ -6,13 +6,10 @@ import pytest
 from machine import CPUS, Machine
 
 #: What each model has, and so which kernels must have been tested on it.
-EXPECTED = {
-    "cortex-a72": {"acl/s8s32+epilogue", "portable/baseline"},
-    "a64fx": {"acl/s8s32+epilogue", "portable/baseline"},
-    "neoverse-n1": {"acl/s8s32+epilogue", "portable/dotprod", "portable/baseline"},
-    "neoverse-v1": {"acl/s8s32+epilogue", "portable/i8mm", "portable/dotprod", "portable/baseline"},
-    "max": {"acl/s8s32+epilogue", "portable/i8mm", "portable/dotprod", "portable/baseline"},
-}
+ANY = {"acl/s8s32+epilogue", "portable/baseline", "portable/int4_baseline"}
+DOTPROD = {*ANY, "neon/dotprod", "portable/dotprod", "neon/int4_dotprod", "kleidiai/qai8dxp_qsi4c32p_dot"}
+I8MM = {*DOTPROD, "neon/i8mm", "portable/i8mm", "neon/int4_i8mm", "kleidiai/qai8dxp_qsi4c32p_i8mm"}
+EXPECTED = {"cortex-a72": ANY, "a64fx": ANY, "neoverse-n1": DOTPROD, "neoverse-v1": I8MM, "max": I8MM}
 
 
 @pytest.mark.parametrize("model", ["cortex-a72", *CPUS])

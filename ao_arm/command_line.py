@@ -1,0 +1,51 @@
+"""What the subcommands of ``python -m ao_arm`` have in common: types of options, quiet, and what is not installed."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def positive(text: str) -> int:
+    """An option's whole number, at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"it must be at least 1, not {number}")
+    return number
+
+
+def file_to_write(text: str) -> Path:
+    """An option's file, in a folder that exists."""
+    path = Path(text).absolute()
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what other packages log and warn of, which the user of a command can do nothing about; ours is shown."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(torchao|transformers|torch)\b")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def require(command: str, extra: str, *packages: str) -> None:
+    """Ends the program with one line if packages of one of ao_arm's extras are not installed."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise not_installed(command, extra, *missing)
+
+
+def not_installed(command: str, extra: str, *packages: str) -> SystemExit:
+    return SystemExit(f"ao_arm {command}: not installed: {', '.join(packages)}. Run: pip install 'ao_arm[{extra}]'")

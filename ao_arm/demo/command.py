@@ -1,0 +1,118 @@
+"""The demo's options and its run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import command_line, info
+from . import figures, language_figures, language_tables, tables
+from .emulated import run_emulated
+from .encoder import MODEL_PACKAGE
+from .schemes import DEFAULT, SCHEMES
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is shown with one model.
+
+    Attributes:
+        packages: what it needs of ao_arm[demo].
+        steps: how many steps are reported, with or without timing.
+        measure: all figures, a dataclass.
+        show: prints them.
+    """
+
+    packages: tuple[str, ...]
+    steps: Callable[[bool], int]
+    measure: Callable[[argparse.Namespace, bool, Callable[[str], None]], Any]
+    show: Callable[[Any], None]
+
+
+def _measure_encoder(args: argparse.Namespace, timing: bool, report: Callable[[str], None]) -> figures.Figures:
+    return figures.measure(args.scheme or DEFAULT, args.asymmetric, timing, report)
+
+
+def _measure_llama(
+    args: argparse.Namespace, timing: bool, report: Callable[[str], None]
+) -> language_figures.LanguageFigures:
+    return language_figures.measure(timing, report)
+
+
+MINILM, LLAMA = "minilm", "llama"
+DEMOS = {
+    MINILM: Demo(("rich", "transformers", MODEL_PACKAGE), figures.steps, _measure_encoder, tables.show),
+    LLAMA: Demo(("rich", "transformers"), language_figures.steps, _measure_llama, language_tables.show),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        choices=tuple(DEMOS),
+        default=MINILM,
+        help="a pretrained sentence encoder, or a Llama of random weights with all schemes (default: %(default)s)",
+    )
+    parser.add_argument("--scheme", choices=tuple(SCHEMES), help=f"of {MINILM} (default: {DEFAULT})")
+    parser.add_argument(
+        "--asymmetric", action="store_true", help=f"activations of {MINILM} with zero points, as int4 always has them"
+    )
+    parser.add_argument(
+        "--threads", type=command_line.positive, metavar="N", help="for torch (default: torch's own choice)"
+    )
+    parser.add_argument(
+        "--json", type=command_line.file_to_write, metavar="FILE", help="write all figures to a file too"
+    )
+    parser.add_argument("--no-timing", action="store_true", help="leave out the latencies")
+    parser.add_argument("--arm64", action="store_true", help="on an emulated AArch64 CPU; needs a source checkout")
+    parser.add_argument("--cpu", default="neoverse-v1", help="the CPU model for --arm64 (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    demo = DEMOS[args.model]
+    if args.model != MINILM and (args.scheme or args.asymmetric):
+        raise SystemExit(
+            f"ao_arm demo: --scheme and --asymmetric are for {MINILM}: --model {args.model} shows all schemes"
+        )
+    if args.arm64:
+        return run_emulated(args)
+    command_line.require("demo", "demo", *demo.packages)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    timing = not args.no_timing and not info.system().emulated
+    with _progress(demo.steps(timing)) as report, command_line.quiet():
+        measured = demo.measure(args, timing, report)
+    if args.json:
+        args.json.write_text(json.dumps(dataclasses.asdict(measured), indent=2) + "\n")
+    demo.show(measured)
+    return 0
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[str], None]]:
+    """Shows on stderr which step is being taken. No thread refreshes it: that would disturb what is timed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    done = itertools.count()
+    live = console.is_terminal
+    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not live) as progress:
+        task = progress.add_task("", total=steps)
+
+        def report(text: str) -> None:
+            if live:
+                progress.update(task, description=text, completed=next(done), refresh=True)
+            else:
+                console.print(f"{text} ...", soft_wrap=True)
+
+        yield report

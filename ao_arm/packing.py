@@ -1,0 +1,73 @@
+"""Between a weight's plain contents and its packed bytes: a pair of functions for each kind of weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import _ops, kernels
+from .layout import ACLPackedLayout
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A quantized weight as it is written to checkpoints.
+
+    Attributes:
+        qdata: (n, k) int8; in [-8, 7] if the weight has 4 bits.
+        scale: (n,) float32; (n, k / group_size) float32 or bfloat16 if the weight has 4 bits.
+        zero_point: None, or (n, k / group_size) int8 in [-8, 7].
+    """
+
+    qdata: Tensor
+    scale: Tensor
+    zero_point: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantized weight as a kernel reads it.
+
+    Attributes:
+        packed_weight: the bytes, uint8.
+        weight_scale: (n,) float32; None if the bytes hold the scales, as those of 4-bit weights do.
+    """
+
+    packed_weight: Tensor
+    weight_scale: Tensor | None
+
+
+def problem_of(n: int, k: int, layout: ACLPackedLayout) -> kernels.Problem:
+    """What a kernel is asked for."""
+    if not layout.is_grouped:
+        return kernels.Problem(n, k)
+    return kernels.Problem(
+        n, k, layout.group_size, layout.scale_dtype == "float32", layout.weight_mapping == "asymmetric"
+    )
+
+
+def pack(plain: Plain, layout: ACLPackedLayout) -> Packed:
+    """Packs for the kernel that serves this weight here.
+
+    Raises:
+        ValueError: if no kernel does.
+    """
+    n, k = plain.qdata.shape
+    kernel, qdata = kernels.select(*problem_of(n, k, layout)), plain.qdata.contiguous()
+    if layout.is_grouped:
+        scale = plain.scale.detach().to(getattr(torch, layout.scale_dtype)).contiguous()
+        zero_point = None if plain.zero_point is None else plain.zero_point.contiguous()
+        return Packed(_ops.call(_ops.pack_int4, qdata, scale, zero_point, kernel), None)
+    scale = plain.scale.detach().reshape(-1).to(torch.float32).expand(n).contiguous()
+    return Packed(_ops.call(_ops.pack_int8, qdata, kernel), scale)
+
+
+def unpack(packed: Packed, n: int, k: int, layout: ACLPackedLayout) -> Plain:
+    """Exactly what was packed."""
+    if packed.weight_scale is not None:
+        return Plain(_ops.call(_ops.unpack_int8, packed.packed_weight, n, k), packed.weight_scale)
+    problem = problem_of(n, k, layout)
+    qdata, scale, zero_point = _ops.call(_ops.unpack_int4, packed.packed_weight, *problem)
+    return Plain(qdata, scale, zero_point if problem.zero_points else None)

@@ -1,0 +1,116 @@
+#include "packed_grouped_weight.h"
+
+#include <cstring>
+
+#include "element_types.h"
+#include "grouped_registry.h"
+
+namespace ao_arm {
+namespace {
+
+PackedGroupedWeight plan(const GroupedKernel& kernel, const GroupedProblem& problem, const uint8_t* base) {
+    return {&kernel, problem, base, kernel.block_bytes(problem)};
+}
+
+float scale_at(const GroupedProblem& problem, const GroupedValues& values, int64_t index) {
+    return problem.scale_type == DType::kFloat32 ? static_cast<const float*>(values.scale)[index]
+                                                 : BFloat16::load(static_cast<const uint16_t*>(values.scale)[index]);
+}
+
+// A header that passed check_usable, by its checksum.
+struct Checked {
+    uint64_t checksum = 0;
+    PackedGroupedWeight weight = {};
+};
+
+// Whether an intact header's kernel can serve here. Returns an error message, empty on success.
+std::string check_usable(const PackedHeader& header, PackedGroupedWeight* weight) {
+    const std::string packed_by = std::string("this weight was packed by the kernel ") + header.kernel;
+    if (header.scheme != static_cast<int32_t>(Scheme::kInt4Grouped))
+        return packed_by + " for int8, but this op takes 4-bit weights in groups.";
+    const GroupedKernel* kernel = find_in(grouped_kernels(), header.kernel);
+    if (kernel == nullptr) return packed_by + ", which this ao_arm does not have. " + kRepack;
+    const GroupedProblem problem{header.n, header.k, header.group, static_cast<DType>(header.scale_type),
+                                 header.zero_points != 0};
+    const std::vector<std::string> reasons = reject_reasons(*kernel, problem);
+    if (!reasons.empty()) return packed_by + ", which cannot run here: " + join(reasons) + ". " + kRepack;
+    const std::string format = kernel->packing_format(problem);
+    if (format != header.packing_format)
+        return packed_by + " for " + header.packing_format + "; on this CPU it needs " + format + ". " + kRepack;
+    *weight = plan(*kernel, problem, nullptr);
+    if (header.panel_columns != kernel->column_step || weight->total_bytes() != header.total_bytes)
+        return packed_by + " in another arrangement than this ao_arm reads. " + kRepack;
+    return "";
+}
+
+}  // namespace
+
+int64_t packed_bytes(const GroupedKernel& kernel, const GroupedProblem& problem) {
+    return plan(kernel, problem, nullptr).total_bytes();
+}
+
+std::string pack_grouped_weight(const GroupedKernel& kernel, const GroupedProblem& problem, const GroupedValues& values,
+                                uint8_t* bytes) {
+    const int64_t n = problem.n, k = problem.k, group = problem.group;
+    for (int64_t i = 0; i < n * k; ++i)
+        if (values.q[i] < -8 || values.q[i] > 7)
+            return "qdata must lie in [-8, 7], but holds " + std::to_string(values.q[i]);
+    for (int64_t i = 0; values.zero_point != nullptr && i < n * problem.groups(); ++i)
+        if (values.zero_point[i] < -8 || values.zero_point[i] > 7)
+            return "zero_point must lie in [-8, 7], but holds " + std::to_string(values.zero_point[i]);
+
+    const PackedGroupedWeight weight = plan(kernel, problem, bytes);
+    std::memset(bytes, 0, weight.total_bytes());
+    PackedHeader header = {};
+    header.scheme = static_cast<int32_t>(Scheme::kInt4Grouped);
+    header.n = n;
+    header.k = k;
+    header.panel_columns = kernel.column_step;
+    header.total_bytes = weight.total_bytes();
+    header.group = group;
+    header.scale_type = static_cast<int32_t>(problem.scale_type);
+    header.zero_points = problem.zero_points ? 1 : 0;
+    complete_header(kernel.id, kernel.packing_format(problem), &header);
+    std::memcpy(bytes, &header, sizeof header);
+
+    for (int64_t j = 0; j < n; ++j) {
+        float sum = 0;
+        for (int64_t g = 0; g < problem.groups(); ++g) {
+            const int64_t index = j * problem.groups() + g;
+            const int32_t zero_point = values.zero_point == nullptr ? 0 : values.zero_point[index];
+            int32_t of_group = -zero_point * static_cast<int32_t>(group);
+            for (int64_t l = 0; l < group; ++l) of_group += values.q[j * k + g * group + l];
+            sum += scale_at(problem, values, index) * static_cast<float>(of_group);
+        }
+        std::memcpy(bytes + weight.column_sums_offset() + j * 4, &sum, sizeof sum);
+    }
+    for (int64_t block = 0; block < weight.blocks(); ++block)
+        kernel.pack(problem, values, block * kernel.column_step, bytes + weight.block_offset(block));
+    return "";
+}
+
+void unpack_grouped_weight(const PackedGroupedWeight& weight, const GroupedValues& values) {
+    for (int64_t block = 0; block < weight.blocks(); ++block)
+        weight.kernel->unpack(weight.problem, weight.base + weight.block_offset(block),
+                              block * weight.kernel->column_step, values);
+}
+
+std::string open_packed_grouped_weight(const uint8_t* bytes, int64_t size, PackedGroupedWeight* weight) {
+    PackedHeader header;
+    const std::string error = read_header(bytes, size, &header);
+    if (!error.empty()) return error;
+    // Equal checksums mean equal headers: see open_packed_weight.
+    static thread_local Checked recent[16];
+    Checked& slot = recent[header.checksum % 16];
+    if (slot.weight.kernel == nullptr || slot.checksum != header.checksum) {
+        PackedGroupedWeight usable = {};
+        const std::string unusable = check_usable(header, &usable);
+        if (!unusable.empty()) return unusable;
+        slot = {header.checksum, usable};
+    }
+    *weight = slot.weight;
+    weight->base = bytes;
+    return "";
+}
+
+}  // namespace ao_arm
