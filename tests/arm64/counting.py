@@ -4,7 +4,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping as Dictionary
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cache import Report
@@ -12,7 +12,6 @@ from cycles_pieces import counting_emulator, plugin
 from marks import LABEL
 
 INSTRUCTION_BYTES = 4
-PAGE_BYTES = 4096
 # Blocks that run rarely are very many. The hottest ones, of this share of all instructions, stand for them.
 PRICED_SHARE = 0.995
 
@@ -87,22 +86,24 @@ def parse_regions(text: str) -> list[Region]:
 
 
 def joined(blocks: Sequence[Block]) -> list[Block]:
-    """The blocks, with those put together again that QEMU cut only because a page of memory ends there.
+    """The blocks, with those put together again that QEMU cut although nothing branches there: where a page ends.
 
-    What one half of a loop costs, repeated, is more than its share of the whole.
+    What one part of a loop costs, repeated, is more than its share of the whole. A loop's first round may come out of
+    another block than the later ones do: whatever ends where a block starts takes its own executions of it.
     """
-    after = {block.address: block for block in blocks if block.address % PAGE_BYTES == 0}
-    result = []
-    for block in blocks:
+    done: list[Block] = []
+    starts: dict[int, Block] = {}
+    for block in sorted(blocks, key=lambda block: -block.address):  # so that what follows is complete
         end = block.address + len(block.code) // 2
-        rest = after.get(end)
-        if rest is None or rest.executions != block.executions or _branches(block.code):
-            result.append(block)
-        else:
-            del after[end]
-            result.append(Block(block.address, block.executions, block.code + rest.code))
-    taken = {block.address for block in blocks if block.address % PAGE_BYTES == 0} - after.keys()
-    return [block for block in result if block.address not in taken]
+        rest = starts.get(end)
+        if rest is not None and rest.executions >= block.executions and not _branches(block.code):
+            starts[end] = replace(rest, executions=rest.executions - block.executions)
+            block = replace(block, code=block.code + rest.code)
+        known = starts.get(block.address)
+        if known is not None:  # translated twice
+            done.append(known)
+        starts[block.address] = block
+    return [block for block in (*done, *starts.values()) if block.executions]
 
 
 def _branches(code: str) -> bool:

@@ -163,6 +163,15 @@ def test_symbols_are_shortened() -> None:
 
 def test_blocks_that_a_page_cuts_are_joined() -> None:
     multiply, branch = "297d099b", "e1ffff54"  # mul x9, x9, x9; b.ne
-    halves = [Block(0x1FF8, 7, multiply * 2), Block(0x2000, 7, multiply + branch)]
-    alone = [Block(0x2FFC, 7, branch), Block(0x3000, 7, multiply), Block(0x3FFC, 7, multiply), Block(0x4000, 8, branch)]
-    assert joined([*halves, *alone]) == [Block(0x1FF8, 7, multiply * 3 + branch), *alone]
+    before, start, rest = (
+        Block(0x1FF4, 1, multiply * 3),
+        Block(0x1FF8, 6, multiply * 2),
+        Block(0x2000, 7, multiply + branch),
+    )
+    whole = [Block(0x1FF4, 1, multiply * 4 + branch), Block(0x1FF8, 6, multiply * 3 + branch)]
+    assert sorted(joined([rest, before, start]), key=lambda block: block.address) == whole
+    also_entered = [Block(0x3FFC, 7, multiply), Block(0x4000, 8, branch)]
+    assert joined(also_entered) == [Block(0x4000, 1, branch), Block(0x3FFC, 7, multiply + branch)]
+    alone = [Block(0x3000, 7, multiply), Block(0x2FFC, 7, branch)]
+    assert joined(alone) == alone
+    assert sum(block.instructions for block in joined([rest, before, start])) == 3 + 12 + 14
