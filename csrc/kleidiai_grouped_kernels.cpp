@@ -1,16 +1,11 @@
 // The table's rows for KleidiAI's 4-bit micro-kernels: one for many rows and one for a single row on one packed weight.
+// Two rows take them from the KleidiAI that was found when ao_arm was built, one from the copy that libtorch carries.
 //
 // Activations are quantized by our own routines and laid out as KleidiAI's packing does, with zero point 0 and scale 1:
 // so its micro-kernels give plain sums, and the rest is the same for all kernels.
 #include "grouped_kernel.h"
 
-#if AO_ARM_HAVE_KLEIDIAI
-
-#include <kai/ukernels/matmul/matmul_clamp_f32_qai8dxp_qsi4c32p/kai_matmul_clamp_f32_qai8dxp1x4_qsi4c32p4x4_1x4_neon_dotprod.h>
-#include <kai/ukernels/matmul/matmul_clamp_f32_qai8dxp_qsi4c32p/kai_matmul_clamp_f32_qai8dxp1x8_qsi4c32p4x8_1x4x32_neon_dotprod.h>
-#include <kai/ukernels/matmul/matmul_clamp_f32_qai8dxp_qsi4c32p/kai_matmul_clamp_f32_qai8dxp4x4_qsi4c32p4x4_16x4_neon_dotprod.h>
-#include <kai/ukernels/matmul/matmul_clamp_f32_qai8dxp_qsi4c32p/kai_matmul_clamp_f32_qai8dxp4x8_qsi4c32p4x8_16x4x32_neon_i8mm.h>
-#include <kai/ukernels/matmul/pack/kai_rhs_pack_nxk_qsi4c32p_qsu4c32s1s0.h>
+#if defined(__aarch64__)
 
 #include <cfloat>
 #include <cstring>
@@ -18,63 +13,113 @@
 #include "element_types.h"
 #include "grouped_block.h"
 
+#if AO_ARM_HAVE_KLEIDIAI
+#include <kai/ukernels/matmul/matmul_clamp_f32_qai8dxp_qsi4c32p/kai_matmul_clamp_f32_qai8dxp1x4_qsi4c32p4x4_1x4_neon_dotprod.h>
+#include <kai/ukernels/matmul/matmul_clamp_f32_qai8dxp_qsi4c32p/kai_matmul_clamp_f32_qai8dxp1x8_qsi4c32p4x8_1x4x32_neon_dotprod.h>
+#include <kai/ukernels/matmul/matmul_clamp_f32_qai8dxp_qsi4c32p/kai_matmul_clamp_f32_qai8dxp4x4_qsi4c32p4x4_16x4_neon_dotprod.h>
+#include <kai/ukernels/matmul/matmul_clamp_f32_qai8dxp_qsi4c32p/kai_matmul_clamp_f32_qai8dxp4x8_qsi4c32p4x8_16x4x32_neon_i8mm.h>
+#endif
+
+// libtorch exports its copy's functions but brings no headers for them. Weak: null where libtorch has none.
+#if defined(__ELF__)
+#define AO_ARM_WEAK __attribute__((weak))
+extern "C" {
+AO_ARM_WEAK size_t kai_get_mr_matmul_clamp_f32_qai8dxp4x8_qsi4c32p8x8_4x8x32_neon_i8mm();
+AO_ARM_WEAK size_t kai_get_nr_matmul_clamp_f32_qai8dxp4x8_qsi4c32p8x8_4x8x32_neon_i8mm();
+AO_ARM_WEAK size_t kai_get_kr_matmul_clamp_f32_qai8dxp4x8_qsi4c32p8x8_4x8x32_neon_i8mm();
+AO_ARM_WEAK size_t kai_get_sr_matmul_clamp_f32_qai8dxp4x8_qsi4c32p8x8_4x8x32_neon_i8mm();
+AO_ARM_WEAK size_t kai_get_lhs_packed_offset_matmul_clamp_f32_qai8dxp4x8_qsi4c32p8x8_4x8x32_neon_i8mm(size_t row,
+                                                                                                      size_t k);
+AO_ARM_WEAK size_t kai_get_rhs_packed_offset_matmul_clamp_f32_qai8dxp4x8_qsi4c32p8x8_4x8x32_neon_i8mm(size_t column,
+                                                                                                      size_t k,
+                                                                                                      size_t group);
+AO_ARM_WEAK void kai_run_matmul_clamp_f32_qai8dxp4x8_qsi4c32p8x8_4x8x32_neon_i8mm(
+    size_t m, size_t n, size_t k, size_t group, const void* lhs, const void* rhs, float* dst, size_t row_stride,
+    size_t column_stride, float least, float greatest);
+AO_ARM_WEAK void kai_run_matmul_clamp_f32_qai8dxp1x8_qsi4c32p8x8_1x8x32_neon_dotprod(
+    size_t m, size_t n, size_t k, size_t group, const void* lhs, const void* rhs, float* dst, size_t row_stride,
+    size_t column_stride, float least, float greatest);
+}
+#undef AO_ARM_WEAK
+#endif
+
 namespace ao_arm {
 namespace {
 
-constexpr int kNr = 4;
 constexpr int64_t kMr = 4;
 
-// A pair of micro-kernels. kDepth: bytes of a row or a column that lie together.
+// A pair of micro-kernels, and what the library says of their arrangements.
+struct Functions {
+    size_t (*mr)();
+    size_t (*nr)();
+    size_t (*kr)();
+    size_t (*sr)();
+    size_t (*lhs_offset)(size_t row, size_t k);
+    size_t (*rhs_offset)(size_t column, size_t k, size_t group);
+    void (*gemm)(size_t m, size_t n, size_t k, size_t group, const void* lhs, const void* rhs, float* dst,
+                 size_t row_stride, size_t column_stride, float least, float greatest);
+    decltype(gemm) gemv;
+};
+#define AO_ARM_FUNCTIONS(gemm, gemv)                    \
+    {kai_get_mr_matmul_clamp_f32_##gemm,                \
+     kai_get_nr_matmul_clamp_f32_##gemm,                \
+     kai_get_kr_matmul_clamp_f32_##gemm,                \
+     kai_get_sr_matmul_clamp_f32_##gemm,                \
+     kai_get_lhs_packed_offset_matmul_clamp_f32_##gemm, \
+     kai_get_rhs_packed_offset_matmul_clamp_f32_##gemm, \
+     kai_run_matmul_clamp_f32_##gemm,                   \
+     kai_run_matmul_clamp_f32_##gemv}
+
+// kNr: columns of a block. kDepth: bytes of a row or a column that lie together.
+#if AO_ARM_HAVE_KLEIDIAI
 struct I8mm {
-    static constexpr int kDepth = 8;
-    static constexpr auto kGemm = kai_run_matmul_clamp_f32_qai8dxp4x8_qsi4c32p4x8_16x4x32_neon_i8mm;
-    static constexpr auto kGemv = kai_run_matmul_clamp_f32_qai8dxp1x8_qsi4c32p4x8_1x4x32_neon_dotprod;
-    static bool has_expected_shape() {
-        return kai_get_nr_matmul_clamp_f32_qai8dxp4x8_qsi4c32p4x8_16x4x32_neon_i8mm() == kNr &&
-               kai_get_mr_matmul_clamp_f32_qai8dxp4x8_qsi4c32p4x8_16x4x32_neon_i8mm() == kMr &&
-               kai_get_kr_matmul_clamp_f32_qai8dxp4x8_qsi4c32p4x8_16x4x32_neon_i8mm() == 2 * kDepth &&
-               kai_get_sr_matmul_clamp_f32_qai8dxp4x8_qsi4c32p4x8_16x4x32_neon_i8mm() == 2;
+    static constexpr int kNr = 4, kDepth = 8;
+    static constexpr const char* kFormat = "KleidiAI qsi4c32p4x8";
+    static Functions functions() {
+        return AO_ARM_FUNCTIONS(qai8dxp4x8_qsi4c32p4x8_16x4x32_neon_i8mm, qai8dxp1x8_qsi4c32p4x8_1x4x32_neon_dotprod);
     }
 };
 
 struct Dotprod {
-    static constexpr int kDepth = 4;
-    static constexpr auto kGemm = kai_run_matmul_clamp_f32_qai8dxp4x4_qsi4c32p4x4_16x4_neon_dotprod;
-    static constexpr auto kGemv = kai_run_matmul_clamp_f32_qai8dxp1x4_qsi4c32p4x4_1x4_neon_dotprod;
-    static bool has_expected_shape() {
-        return kai_get_nr_matmul_clamp_f32_qai8dxp4x4_qsi4c32p4x4_16x4_neon_dotprod() == kNr &&
-               kai_get_mr_matmul_clamp_f32_qai8dxp4x4_qsi4c32p4x4_16x4_neon_dotprod() == kMr &&
-               kai_get_kr_matmul_clamp_f32_qai8dxp4x4_qsi4c32p4x4_16x4_neon_dotprod() == 2 * kDepth &&
-               kai_get_sr_matmul_clamp_f32_qai8dxp4x4_qsi4c32p4x4_16x4_neon_dotprod() == 2;
+    static constexpr int kNr = 4, kDepth = 4;
+    static constexpr const char* kFormat = "KleidiAI qsi4c32p4x4";
+    static Functions functions() {
+        return AO_ARM_FUNCTIONS(qai8dxp4x4_qsi4c32p4x4_16x4_neon_dotprod, qai8dxp1x4_qsi4c32p4x4_1x4_neon_dotprod);
     }
 };
+#endif
 
-// KleidiAI arranges nibbles and scales as our own kernels do, then come the columns' sums and biases.
+struct Libtorch {
+    static constexpr int kNr = 8, kDepth = 8;
+    static constexpr const char* kFormat = "KleidiAI qsi4c32p8x8";
+    static Functions functions() {
+#if defined(__ELF__)
+        return AO_ARM_FUNCTIONS(qai8dxp4x8_qsi4c32p8x8_4x8x32_neon_i8mm, qai8dxp1x8_qsi4c32p8x8_1x8x32_neon_dotprod);
+#else
+        return {};
+#endif
+    }
+};
+#undef AO_ARM_FUNCTIONS
+
 template <class Pair>
-using Block = GroupedBlock<kNr, kNr, Pair::kDepth, 16, false>;
+constexpr uint32_t kFeatures = Pair::kDepth == 8 ? kDotprod | kI8mm : kDotprod;
+
+// KleidiAI arranges nibbles and scales as our own kernels do, then come the columns' sums, of use for other zero points
+// than ours, and biases.
+template <class Pair>
+using Block = GroupedBlock<Pair::kNr, Pair::kNr, Pair::kDepth, 16, false>;
 
 template <class Pair>
 int64_t block_bytes(const GroupedProblem& problem) {
-    return Block<Pair>::block_bytes(problem) + 2 * kNr * static_cast<int64_t>(sizeof(float));
+    return Block<Pair>::block_bytes(problem) + 2 * Pair::kNr * static_cast<int64_t>(sizeof(float));
 }
 
 template <class Pair>
 void pack(const GroupedProblem& problem, const GroupedValues& values, int64_t first_column, uint8_t* block) {
-    const int64_t k = problem.k, groups = problem.groups();
-    std::vector<uint8_t> nibbles(kNr * k / 2, 0x88);
-    std::vector<uint16_t> scales(kNr * groups, 0);
-    for (int64_t j = 0; j < kNr && first_column + j < problem.n; ++j) {
-        const int8_t* q = values.q + (first_column + j) * k;
-        for (int64_t l = 0; l < k; l += 2)
-            nibbles[(j * k + l) / 2] = static_cast<uint8_t>((q[l] + 8) | (q[l + 1] + 8) << 4);
-        std::memcpy(scales.data() + j * groups,
-                    static_cast<const uint16_t*>(values.scale) + (first_column + j) * groups,
-                    groups * sizeof(uint16_t));
-    }
-    const float biases[kNr] = {};
-    const kai_rhs_pack_nxk_qsi4c32p_qsu4c32s1s0_params params = {1, 8, kai_dt_bf16};
-    kai_run_rhs_pack_nxk_qsi4c32p_qsu4c32s1s0(1, kNr, k, kNr, 2 * Pair::kDepth, 2, problem.group, nibbles.data(), k / 2,
-                                              biases, scales.data(), groups * sizeof(uint16_t), block, 0, &params);
+    Block<Pair>::pack(problem, values, first_column, block);
+    const int64_t used = Block<Pair>::block_bytes(problem);
+    std::memset(block + used, 0, block_bytes<Pair>(problem) - used);
 }
 
 // Rows in blocks of kMr, a single row by itself; after each block's values its zero points and scales.
@@ -107,22 +152,29 @@ void gemm(const GroupedGemm& call) {
     const GroupedProblem& problem = *call.problem;
     const int64_t single = call.m % kMr == 1 ? 1 : 0, rows = call.m - single;
     const size_t stride = call.dst_stride * sizeof(float);
+    const Functions functions = Pair::functions();
     if (rows > 0)
-        Pair::kGemm(rows, call.columns, problem.k, problem.group, call.lhs, call.blocks, call.dst, stride,
-                    sizeof(float), -FLT_MAX, FLT_MAX);
+        functions.gemm(rows, call.columns, problem.k, problem.group, call.lhs, call.blocks, call.dst, stride,
+                       sizeof(float), -FLT_MAX, FLT_MAX);
     if (single != 0)
-        Pair::kGemv(1, call.columns, problem.k, problem.group, call.lhs + rows / kMr * lhs_bytes(problem.padded_k()),
-                    call.blocks, call.dst + rows * call.dst_stride, stride, sizeof(float), -FLT_MAX, FLT_MAX);
+        functions.gemv(1, call.columns, problem.k, problem.group, call.lhs + rows / kMr * lhs_bytes(problem.padded_k()),
+                       call.blocks, call.dst + rows * call.dst_stride, stride, sizeof(float), -FLT_MAX, FLT_MAX);
 }
 
-// Whether the linked library has the arrangements that this file builds on.
+// Whether the library has the arrangements that this file builds on.
 template <class Pair>
 bool self_check() {
-    if (!Pair::has_expected_shape()) return false;
-    constexpr int64_t kM = 5, kN = 6, kK = 128;
+    constexpr int kNr = Pair::kNr;
+    const Functions library = Pair::functions();
+    if (library.mr() != kMr || library.nr() != kNr || library.kr() != 2 * Pair::kDepth || library.sr() != 2)
+        return false;
+    constexpr int64_t kM = 5, kN = kNr + 2, kK = 128;
     const GroupedProblem problem{kN, kK, 32, DType::kBFloat16, false};
-    if (static_cast<int64_t>(kai_get_rhs_packed_stride_rhs_pack_nxk_qsi4c32p_qsu4c32s1s0(
-            kK, kNr, 2 * Pair::kDepth, 2, problem.group, kai_dt_bf16)) != block_bytes<Pair>(problem))
+    // KleidiAI aborts if asked for rows or columns that are no multiple of a micro-kernel's steps.
+    constexpr int64_t kSteps = 16;
+    if (static_cast<int64_t>(library.lhs_offset(kSteps, kK)) != kSteps / kMr * lhs_bytes(kK) ||
+        static_cast<int64_t>(library.rhs_offset(kSteps, kK, problem.group)) !=
+            kSteps / kNr * block_bytes<Pair>(problem))
         return false;
     std::vector<int8_t> q(kN * kK), unpacked(kN * kK), lhs(kM * kK);
     std::vector<uint16_t> scales(kN * problem.groups()), unpacked_scales(scales.size());
@@ -172,37 +224,37 @@ void reject(const GroupedProblem& problem, std::vector<std::string>& reasons) {
     if (problem.group % kGroupedStep != 0)
         reasons.push_back("KleidiAI takes groups of a multiple of " + std::to_string(kGroupedStep) + " only, not " +
                           std::to_string(problem.group));
-    const uint32_t features = Pair::kDepth == 8 ? kDotprod | kI8mm : kDotprod;
-    if (!reasons.empty() || !cpu_features().has(features)) return;
+    if (Pair::functions().gemm == nullptr) reasons.push_back("libtorch carries no KleidiAI here");
+    if (!reasons.empty() || !cpu_features().has(kFeatures<Pair>)) return;
     static const bool works = self_check<Pair>();
-    if (!works) reasons.push_back("the linked KleidiAI failed the self-check");
+    if (!works) reasons.push_back("this copy of KleidiAI failed the self-check");
 }
 
 template <class Pair>
 std::string packing_format(const GroupedProblem&) {
-    return Pair::kDepth == 8 ? "KleidiAI qsi4c32p4x8" : "KleidiAI qsi4c32p4x4";
+    return Pair::kFormat;
 }
 
 // Modelled, as in neon_grouped_kernels.cpp.
-template <int kMacsPerCycle, int kGroupsPerCycle>
+template <class Pair, int kMacsPerCycle>
 double cost(const GroupedProblem& problem, const CpuFeatures&) {
-    const double outputs = 16.0 * static_cast<double>(round_up(problem.n, kNr));
+    const double outputs = 16.0 * static_cast<double>(round_up(problem.n, Pair::kNr));
     return 500.0 + outputs * (static_cast<double>(problem.padded_k()) / kMacsPerCycle +
-                              static_cast<double>(problem.groups()) / kGroupsPerCycle);
+                              static_cast<double>(problem.groups()) / 3);
 }
 
 float unit(const GroupedProblem&) { return 1; }
 
 template <class Pair, int kMacsPerCycle>
-constexpr GroupedKernel row(const char* id, const char* summary, uint32_t features) {
+constexpr GroupedKernel row(const char* id, const char* summary) {
     return {id,
             summary,
-            features,
+            kFeatures<Pair>,
             reject<Pair>,
-            cost<kMacsPerCycle, 3>,
+            cost<Pair, kMacsPerCycle>,
             packing_format<Pair>,
             kMr,
-            kNr,
+            Pair::kNr,
             block_bytes<Pair>,
             pack<Pair>,
             Block<Pair>::unpack,
@@ -214,20 +266,23 @@ constexpr GroupedKernel row(const char* id, const char* summary, uint32_t featur
 }
 
 }  // namespace
-
-const GroupedKernel kGroupedKleidiaiI8mm = row<I8mm, 90>(
-    "kleidiai/qai8dxp_qsi4c32p_i8mm", "KleidiAI's micro-kernels on matrix instructions", kDotprod | kI8mm);
-const GroupedKernel kGroupedKleidiaiDotprod =
-    row<Dotprod, 25>("kleidiai/qai8dxp_qsi4c32p_dot", "KleidiAI's micro-kernels on dot product instructions", kDotprod);
-
 }  // namespace ao_arm
 
-#else  // without KleidiAI the rows stay, to say why they are not taken
+#endif  // __aarch64__
 
 namespace ao_arm {
 namespace {
 
-void reject(const GroupedProblem&, std::vector<std::string>& reasons) {
+constexpr const char* kI8mmId = "kleidiai/qai8dxp_qsi4c32p_i8mm";
+constexpr const char* kI8mmSummary = "KleidiAI's micro-kernels on matrix instructions";
+constexpr const char* kDotprodId = "kleidiai/qai8dxp_qsi4c32p_dot";
+constexpr const char* kDotprodSummary = "KleidiAI's micro-kernels on dot product instructions";
+constexpr const char* kLibtorchId = "kleidiai/qai8dxp_qsi4c32p_torch";
+constexpr const char* kLibtorchSummary = "libtorch's copy of KleidiAI's micro-kernels on matrix instructions";
+
+#if !AO_ARM_HAVE_KLEIDIAI
+// Rows stay where there is nothing behind them, to say why they are not taken.
+void reject_missing(const GroupedProblem&, std::vector<std::string>& reasons) {
 #if defined(__aarch64__)
     reasons.push_back(
         "this ao_arm was built without KleidiAI: install it (Debian, Ubuntu: libkleidiai-dev, 1.8 or newer; elsewhere "
@@ -238,25 +293,28 @@ void reject(const GroupedProblem&, std::vector<std::string>& reasons) {
 }
 
 constexpr GroupedKernel missing(const char* id, const char* summary, uint32_t features) {
-    return {id,      summary, features, reject,  nullptr, nullptr, 4,       4,
-            nullptr, nullptr, nullptr,  nullptr, nullptr, nullptr, nullptr, nullptr};
+    return {id,      summary, features, reject_missing, nullptr, nullptr, 4,       4,
+            nullptr, nullptr, nullptr,  nullptr,        nullptr, nullptr, nullptr, nullptr};
 }
+#endif
 
 }  // namespace
 
-const GroupedKernel kGroupedKleidiaiI8mm =
-    missing("kleidiai/qai8dxp_qsi4c32p_i8mm", "KleidiAI's micro-kernels on matrix instructions", kDotprod | kI8mm);
-const GroupedKernel kGroupedKleidiaiDotprod =
-    missing("kleidiai/qai8dxp_qsi4c32p_dot", "KleidiAI's micro-kernels on dot product instructions", kDotprod);
-
-}  // namespace ao_arm
-
+#if AO_ARM_HAVE_KLEIDIAI
+const GroupedKernel kGroupedKleidiaiI8mm = row<I8mm, 90>(kI8mmId, kI8mmSummary);
+const GroupedKernel kGroupedKleidiaiDotprod = row<Dotprod, 25>(kDotprodId, kDotprodSummary);
+#else
+const GroupedKernel kGroupedKleidiaiI8mm = missing(kI8mmId, kI8mmSummary, kDotprod | kI8mm);
+const GroupedKernel kGroupedKleidiaiDotprod = missing(kDotprodId, kDotprodSummary, kDotprod);
+#endif
+#if defined(__aarch64__)
+const GroupedKernel kGroupedKleidiaiLibtorch = row<Libtorch, 80>(kLibtorchId, kLibtorchSummary);
+#else
+const GroupedKernel kGroupedKleidiaiLibtorch = missing(kLibtorchId, kLibtorchSummary, kDotprod | kI8mm);
 #endif
 
-namespace ao_arm {
-
 std::vector<const GroupedKernel*> kleidiai_grouped_kernels() {
-    return {&kGroupedKleidiaiI8mm, &kGroupedKleidiaiDotprod};
+    return {&kGroupedKleidiaiI8mm, &kGroupedKleidiaiDotprod, &kGroupedKleidiaiLibtorch};
 }
 
 }  // namespace ao_arm

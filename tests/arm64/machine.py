@@ -93,19 +93,19 @@ class Machine:
         The first call builds; later ones return the same folder, whatever was edited since.
         """
         if self._built is None:
-            self._built, self._tree = self._build({"ACL_ROOT_DIR": self.root / "sdk"})
+            sdk = self.root / "sdk"
+            self._built, self._tree = self._build({"ACL_ROOT_DIR": sdk, "KLEIDIAI_ROOT_DIR": sdk})
         return self._built
 
-    def build_without_acl(self) -> Path:
-        """The same without Arm Compute Library: a folder to use as PYTHONPATH."""
+    def build_alone(self) -> Path:
+        """The same without Arm Compute Library and KleidiAI: a folder to use as PYTHONPATH."""
         return self._build({})[0]
 
-    def _build(self, acl: dict[str, Path]) -> tuple[Path, Path]:
+    def _build(self, libraries: dict[str, Path]) -> tuple[Path, Path]:
         definitions = {
             "AO_ARM_CROSS_TOOLS": self.tools(),
             "AO_ARM_TORCH_DIR": self.root / SITE_PACKAGES / "torch",
-            "KLEIDIAI_ROOT_DIR": self.root / "sdk",
-            **acl,
+            **libraries,
         }
         library, tree = build_library(self._checkout, definitions=definitions, env=_clean(), report=self._report)
         return stage(self._checkout, library, self._report), tree
