@@ -1,4 +1,9 @@
-"""ao_arm: fast and dependable int8 linear layers for PyTorch on Arm CPUs, as a torchao plugin."""
+"""Fast and dependable int8 and 4-bit linear layers for PyTorch on Arm CPUs, as a torchao plugin.
+
+``acl_int8_dynamic``, ``acl_int8_static`` and ``acl_int4_grouped`` make configurations for
+``torchao.quantization.quantize_``, and ``explain`` tells what became of a model's layers. ``ACLPackedTensor`` is the
+weight that a quantized layer holds; its ``from_plain`` takes weights that are quantized already.
+"""
 
 from . import checkpoint, handlers, kernels, passes, reference
 from .config import (

@@ -1,27 +1,9 @@
-"""How weights are written and read: as plain int8 values, which are packed for the CPU at hand when they are loaded.
+"""How weights are written and read: as plain integers, which are packed for the CPU at hand when they are loaded.
 
-A pickled weight (``torch.save`` of a state dict or a model) is a call of ``rebuild`` with a dictionary:
-
-=================  ====================================================================================================
-version            ``FORMAT_VERSION``; a newer one is refused
-qdata              int8, (n, k)
-scale              float32, (n,); float32 or bfloat16, (n, k / group_size), of 4-bit weights
-zero_point         int8, (n, k / group_size), or None; since version 2
-act_pre_scale      a tensor, or None
-act_scale          float32, (1,), or None; since version 2
-act_zero_point     int8 or uint8, (1,), or None; since version 2
-layout             the fields of ``ACLPackedLayout``, as strings
-dtype              the dtype that the weight shows
-transposed         whether the tensor stands for its transpose
-checksum           CRC-32 of the bytes of ``qdata``, continued over those of ``scale``, and of ``act_scale``,
-                   ``act_zero_point`` and ``zero_point`` where they are not None
-is_weight          whether it was what ``quantize_`` puts into a model, which is another class up to torchao 0.17
-is_param           whether it was a parameter
-=================  ====================================================================================================
-
-torchao's safetensors support stores the same contents by name, ``act_scale`` and ``act_zero_point`` as a pair of
-numbers. Only other processes of this machine, to which ``torch.multiprocessing`` sends a weight, get the packed bytes
-as they are: in shared memory, without a copy.
+A pickled weight (``torch.save`` of a state dict or a model) is a call of ``rebuild`` with a dictionary, which
+``docs/checkpoint_format.md`` describes. torchao's safetensors support stores the same contents by name. Only other
+processes of this machine, to which ``torch.multiprocessing`` sends a weight, get the packed bytes as they are: in
+shared memory, without a copy.
 """
 
 from __future__ import annotations
@@ -45,17 +27,18 @@ from .layout import HAS_AQT, ACLPackedLayout
 from .tensor import ACLPackedTensor
 
 FORMAT_VERSION = 2
+"""The version that is written, and the newest that is read."""
 
 _Reduced = tuple[Callable[..., Tensor], tuple[dict[str, Any]]]
 
 
 def reduce_packed(packed: ACLPackedTensor) -> _Reduced:
-    """Pickles a bare tensor; where there is no AffineQuantizedTensor that is what models hold."""
+    """Pickles a bare tensor as a call of ``rebuild``; where there is no AffineQuantizedTensor models hold such ones."""
     return _reduce(packed, is_weight=not HAS_AQT and not packed.transposed, is_param=hasattr(packed, "_is_param"))
 
 
 def reduce_weight(packed: ACLPackedTensor, weight: Tensor) -> _Reduced:
-    """Pickles an AffineQuantizedTensor so that any torchao can load it."""
+    """Pickles an AffineQuantizedTensor, which holds ``packed``, as a call of ``rebuild``: any torchao can load it."""
     return _reduce(packed, is_weight=True, is_param=hasattr(weight, "_is_param"))
 
 
@@ -89,10 +72,16 @@ def _checksum(*tensors: Tensor | None) -> int:
 
 
 def rebuild(state: dict[str, Any]) -> Tensor:
-    """Makes a weight of what ``_reduce`` wrote; see the module's description.
+    """Makes a weight of a checkpoint's dictionary, packed for the CPU at hand.
+
+    Args:
+        state: what ``docs/checkpoint_format.md`` describes.
+
+    Returns:
+        What ``quantize_`` puts into a model, or the bare tensor if that is what was written.
 
     Raises:
-        ValueError: if the format is newer than this ao_arm's, or the bytes are damaged.
+        ValueError: if the format is newer than this ao_arm's, the bytes are damaged, or no kernel serves the weight.
     """
     version = state["version"]
     if version > FORMAT_VERSION:

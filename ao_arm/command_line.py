@@ -48,4 +48,5 @@ def require(command: str, extra: str, *packages: str) -> None:
 
 
 def not_installed(command: str, extra: str, *packages: str) -> SystemExit:
+    """The end of the program with one line that names what is not installed and the extra that brings it."""
     return SystemExit(f"ao_arm {command}: not installed: {', '.join(packages)}. Run: pip install 'ao_arm[{extra}]'")

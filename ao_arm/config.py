@@ -93,7 +93,7 @@ def acl_int8_dynamic(
 ) -> ACLInt8DynamicActivationInt8WeightConfig:
     """The configuration for ``quantize_``: per-token int8 activations x per-channel int8 weights by default.
 
-    For the arguments see :class:`ACLInt8DynamicActivationInt8WeightConfig`.
+    For the arguments see `ACLInt8DynamicActivationInt8WeightConfig`.
     """
     return ACLInt8DynamicActivationInt8WeightConfig(
         act_mapping_type,
@@ -184,7 +184,7 @@ def acl_int8_static(
 ) -> ACLInt8StaticActivationInt8WeightConfig:
     """The configuration for ``quantize_``: static int8 activations x per-channel int8 weights by default.
 
-    For the arguments see :class:`ACLInt8StaticActivationInt8WeightConfig`.
+    For the arguments see `ACLInt8StaticActivationInt8WeightConfig`.
     """
     return ACLInt8StaticActivationInt8WeightConfig(
         step,
@@ -230,7 +230,8 @@ class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
         self.layout(1)
 
     def layout(self, k: int) -> ACLPackedLayout:
-        """This configuration as the tensors keep it, for a weight with rows of k values."""
+        """This configuration as the tensors keep it, for a weight with rows of k values, which are one group if
+        ``group_size`` is None."""
         return ACLPackedLayout(
             activation_mapping="asymmetric",
             weight_granularity="per_group",
@@ -249,6 +250,6 @@ def acl_int4_grouped(
 ) -> ACLInt8DynamicActivationInt4WeightConfig:
     """The configuration for ``quantize_``: per-token int8 activations x 4-bit weights in symmetric groups by default.
 
-    For the arguments see :class:`ACLInt8DynamicActivationInt4WeightConfig`.
+    For the arguments see `ACLInt8DynamicActivationInt4WeightConfig`.
     """
     return ACLInt8DynamicActivationInt4WeightConfig(group_size, weight_mapping_type, scale_dtype, search)

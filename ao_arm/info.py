@@ -83,6 +83,7 @@ def system() -> System:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``info``."""
     parser.add_argument("--n", type=int, default=768, help="output features of the layer (default: %(default)s)")
     parser.add_argument("--k", type=int, default=768, help="input features of the layer (default: %(default)s)")
     parser.add_argument(
@@ -91,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints what this process runs on and the kernel table for a layer; returns 0."""
     for line in (*_system_lines(system()), "", *_kernel_lines(args.n, args.k, args.group_size)):
         print(line)
     return 0

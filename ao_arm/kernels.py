@@ -13,9 +13,9 @@ import torch
 
 from . import _ops, text_table
 
-#: Environment variable that names the one kernel to use, or one for int8 and one for 4-bit weights, separated by a
-#: comma. An unknown or unfit one is an error.
 FORCE = "AO_ARM_KERNEL"
+"""Environment variable that names the one kernel to use, or one for int8 and one for 4-bit weights, separated by a
+comma. An unknown or unfit one is an error."""
 _warned: set[tuple[str, ...]] = set()
 
 

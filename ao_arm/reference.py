@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Least activation scale: float32's epsilon, exact in all activation types.
 LEAST_SCALE = 2.0**-23
+"""Least activation scale: float32's epsilon, exact in all activation types."""
 
 
 def quantize_activations(input: Tensor, symmetric: bool, per_token: bool = True) -> tuple[Tensor, Tensor, Tensor]:

@@ -57,6 +57,8 @@ class ACLPackedTensor(_Base):
         weight_scale: the scales, as the kernel reads them; None if they are among the packed bytes.
         weight_shape: (n, k).
         transposed: whether this tensor stands for the transpose, (k, n): what ``w.t()`` gives.
+        tensor_data_names, optional_tensor_data_names, tensor_attribute_names: the arguments of the constructor that
+            torchao's safetensors support stores.
     """
 
     packed_weight: Tensor
@@ -70,6 +72,7 @@ class ACLPackedTensor(_Base):
     _layout: ACLPackedLayout
     _symmetric: bool
     _per_token: bool
+    _is_param: bool  # torch's mark of what is a parameter
 
     tensor_data_names = ["qdata", "scale"]  # noqa: RUF012 (torchao wants lists)
     optional_tensor_data_names = ["act_pre_scale", "zero_point"]  # noqa: RUF012
@@ -87,6 +90,11 @@ class ACLPackedTensor(_Base):
         act_zero_point: Tensor | None = None,
         zero_point: Tensor | None = None,
     ) -> ACLPackedTensor:
+        """Packs for the kernel that serves this weight here; for the arguments see the class.
+
+        Raises:
+            ValueError: if no kernel serves it, or if the layout and the tensors that belong to it do not fit.
+        """
         if (zero_point is not None) != (_layout.weight_mapping == "asymmetric"):
             raise ValueError(f"zero_point belongs to asymmetric 4-bit weights, not to {_layout.weight_mapping} ones")
         _check_activations(_layout, act_scale, act_zero_point)

@@ -29,6 +29,7 @@ _MINILM = "minilm"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``bench``."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--shapes", type=layers.shapes, metavar="MxKxN,...", help="layers instead of the preset's, like 64x768x3072"

@@ -75,16 +75,20 @@ class LayerSubject:
         self._inputs = {case: torch.randn(shape.m, k, generator=generator) for case, shape in self._shapes.items()}
 
     def full_name(self, case: str) -> str:
+        """The shape, as the option takes it: ``64x768x3072``."""
         return str(self._shapes[case])
 
     def input(self, case: str, dtype: torch.dtype) -> Tensor:
+        """The input, (m, k)."""
         return self._inputs[case].to(dtype)
 
     def expected(self, case: str) -> Tensor:
+        """The float layer's output, (m, n) float32."""
         output: Tensor = self._linear(self._inputs[case])
         return output
 
     def build(self, candidate: Candidate) -> tuple[Function, list[torch.nn.Module]]:
+        """The candidate's layer, as the function and as the one layer that was made."""
         same = candidate.dtype == torch.float32
         linear = self._linear if same else copy.deepcopy(self._linear).to(candidate.dtype)
         layer = candidate.make(linear, self._calibration.to(candidate.dtype))

@@ -36,6 +36,7 @@ class ModelSubject:
         self._calibration = self._layer_inputs()
 
     def full_name(self, case: str) -> str:
+        """The model's title and the case."""
         return f"{self.title}, {case}"
 
     def input(self, case: str, dtype: torch.dtype) -> Any:
@@ -43,10 +44,16 @@ class ModelSubject:
         return self._batches[case]
 
     def expected(self, case: str) -> Tensor:
+        """The float model's last hidden states, (batch, tokens, features) float32."""
         states: Tensor = self._model(**self._batches[case]).last_hidden_state
         return states
 
     def build(self, candidate: Candidate) -> tuple[Function, list[torch.nn.Module]]:
+        """A copy of the model with every linear layer made by the candidate, and these layers.
+
+        Raises:
+            NotImplementedError: if the candidate cannot make one of them, which is named.
+        """
         same = candidate.dtype == torch.float32
         # What stays fp32 shares the float layers instead of copying them.
         shared: dict[int, Any] = {id(layer): layer for layer in _linear_layers(self._model).values()} if same else {}

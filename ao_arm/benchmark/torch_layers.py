@@ -45,6 +45,7 @@ class DynamicLinear(torch.nn.Module):
         self._reduce_range = engine in ("x86", "fbgemm")
 
     def forward(self, input: Tensor) -> Tensor:
+        """From (..., k) to (..., n), both float32."""
         output: Tensor = torch.ops.quantized.linear_dynamic(input, self._packed, self._reduce_range)
         return output
 
@@ -74,6 +75,7 @@ class StaticLinear(torch.nn.Module):
         self._output = _scale_and_zero_point(output, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        """From (..., k) to (..., n), both float32."""
         quantized = torch.quantize_per_tensor(input, *self._input, self._dtype)
         output: Tensor = torch.ops.quantized.linear(quantized, self._packed, *self._output).dequantize()
         return output if self._bias_apart is None else output + self._bias_apart
@@ -108,6 +110,7 @@ class Dynamic4BitLinear(torch.nn.Module):
         self._sizes = (group_size, k, n)
 
     def forward(self, input: Tensor) -> Tensor:
+        """From (..., k) to (..., n), both of the input's dtype."""
         rows = input.reshape(-1, input.shape[-1])
         output: Tensor = torch.ops.aten._dyn_quant_matmul_4bit(rows, self._packed, *self._sizes)
         return output.reshape(*input.shape[:-1], output.shape[-1])

@@ -55,6 +55,7 @@ DEMOS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``demo``."""
     parser.add_argument(
         "--model",
         choices=tuple(DEMOS),
@@ -77,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Shows a model's figures and returns 0; ends the program with one line if something is missing."""
     demo = DEMOS[args.model]
     if args.model != MINILM and (args.scheme or args.asymmetric):
         raise SystemExit(

@@ -32,7 +32,8 @@ from .encoder import Batch
 class Quantize(Protocol):
     """Quantizes a model in place. Static schemes calibrate with the batches."""
 
-    def __call__(self, model: torch.nn.Module, mapping: MappingType, batches: Sequence[Batch]) -> None: ...
+    def __call__(self, model: torch.nn.Module, mapping: MappingType, batches: Sequence[Batch]) -> None:
+        """Quantizes all linear layers of the model; ``mapping`` is that of the activations."""
 
 
 @dataclass(frozen=True)
