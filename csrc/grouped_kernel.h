@@ -14,6 +14,9 @@ namespace ao_arm {
 // Padding of k in packed activations and weights: what the widest step of a kernel takes.
 constexpr int64_t kGroupedStep = 32;
 
+// Rows of a block of activations, at most.
+constexpr int64_t kMaxRowStep = 16;
+
 // Below this many values a group's sum of (activation) * (16 * weight) stays within 2^22 in magnitude.
 constexpr int64_t kLongGroup = 256;
 
@@ -37,12 +40,6 @@ struct GroupedValues {
     int8_t* q;           // (n, k), in [-8, 7]
     void* scale;         // (n, k / group), of scale_type
     int8_t* zero_point;  // (n, k / group), in [-8, 7]; null if the problem has none
-};
-
-// Where a row's quantized values lie in its block of rows: 8 at `offset`, the next 8 `stride` bytes further, and so on.
-struct LhsPlace {
-    int64_t offset;
-    int64_t stride;
 };
 
 // One call: dst[i][j] = 1 / unit * sum over groups of scale[j][g] * (sum over l in g of lhs[i][l] * (q[j][l] -
@@ -78,10 +75,8 @@ struct GroupedKernel {
                    const GroupedValues& values);
     // Bytes of a whole block of row_step rows of padded_k activations.
     int64_t (*lhs_bytes)(int64_t padded_k);
-    // Place of row `row` in a block of `rows` rows.
-    LhsPlace (*lhs_place)(int64_t rows, int64_t row, int64_t padded_k);
-    // Completes a block after its rows were placed. Null: nothing to do.
-    void (*complete_lhs)(int64_t rows, int64_t padded_k, int8_t* block);
+    // Arranges `count` rows of padded_k quantized values each, row_step rows at most, as a block.
+    void (*pack_lhs)(const int8_t* const* rows, int64_t count, int64_t padded_k, int8_t* block);
     void (*gemm)(const GroupedGemm& call);
     // What the results of `gemm` are to be multiplied by, a power of two: kernels that shift nibbles into the upper
     // half of a byte multiply by 16 on the way.

@@ -125,22 +125,12 @@ void pack(const GroupedProblem& problem, const GroupedValues& values, int64_t fi
 // Rows in blocks of kMr, a single row by itself; after each block's values its zero points and scales.
 int64_t lhs_bytes(int64_t padded_k) { return kMr * (padded_k + static_cast<int64_t>(sizeof(int32_t) + sizeof(float))); }
 
-LhsPlace lhs_place(int64_t rows, int64_t row, int64_t) {
-    return rows == 1 ? LhsPlace{0, 8} : LhsPlace{row * 8, kMr * 8};
-}
-
 template <class Pair>
-void complete_lhs(int64_t rows, int64_t padded_k, int8_t* block) {
-    const int64_t packed_rows = rows == 1 ? 1 : kMr;
-    if (Pair::kDepth == 4 && rows > 1) {
-        for (int64_t l = 0; l < padded_k; l += 8, block += 8 * kMr) {
-            int8_t eights[8 * kMr];
-            std::memcpy(eights, block, sizeof eights);
-            for (int64_t i = 0; i < 2 * kMr; ++i) std::memcpy(block + 4 * i, eights + i % kMr * 8 + i / kMr * 4, 4);
-        }
-    } else {
-        block += packed_rows * padded_k;
-    }
+void pack_lhs(const int8_t* const* rows, int64_t count, int64_t padded_k, int8_t* block) {
+    const int64_t packed_rows = count == 1 ? 1 : kMr;
+    for (int64_t l = 0; l < padded_k; l += Pair::kDepth)
+        for (int64_t row = 0; row < packed_rows; ++row, block += Pair::kDepth)
+            std::memcpy(block, rows[row < count ? row : 0] + l, Pair::kDepth);
     const int32_t zero_points[kMr] = {};
     const float scales[kMr] = {1, 1, 1, 1};
     std::memcpy(block, zero_points, packed_rows * sizeof(int32_t));
@@ -190,16 +180,11 @@ bool self_check() {
         Block<Pair>::unpack(problem, at, block * kNr, {unpacked.data(), unpacked_scales.data(), nullptr});
     }
     if (unpacked != q || unpacked_scales != scales) return false;
+    const int8_t* rows[kM];
+    for (int64_t row = 0; row < kM; ++row) rows[row] = lhs.data() + row * kK;
     std::vector<int8_t> packed(2 * lhs_bytes(kK));
-    for (int64_t row = 0; row < kM; ++row) {
-        const int64_t rows = row < kMr ? kMr : kM - kMr;
-        const LhsPlace place = lhs_place(rows, row % kMr, kK);
-        for (int64_t l = 0; l < kK; l += 8)
-            std::memcpy(packed.data() + row / kMr * lhs_bytes(kK) + place.offset + l / 8 * place.stride,
-                        lhs.data() + row * kK + l, 8);
-    }
-    complete_lhs<Pair>(kMr, kK, packed.data());
-    complete_lhs<Pair>(kM - kMr, kK, packed.data() + lhs_bytes(kK));
+    pack_lhs<Pair>(rows, kMr, kK, packed.data());
+    pack_lhs<Pair>(rows + kMr, kM - kMr, kK, packed.data() + lhs_bytes(kK));
     std::vector<float> dst(2 * kMr * 2 * kNr);
     gemm<Pair>({&problem, packed.data(), kM, blocks.data(), kN, dst.data(), 2 * kNr});
     for (int64_t i = 0; i < kM; ++i) {
@@ -259,8 +244,7 @@ constexpr GroupedKernel row(const char* id, const char* summary) {
             pack<Pair>,
             Block<Pair>::unpack,
             lhs_bytes,
-            lhs_place,
-            complete_lhs<Pair>,
+            pack_lhs<Pair>,
             gemm<Pair>,
             unit};
 }
@@ -293,8 +277,8 @@ void reject_missing(const GroupedProblem&, std::vector<std::string>& reasons) {
 }
 
 constexpr GroupedKernel missing(const char* id, const char* summary, uint32_t features) {
-    return {id,      summary, features, reject_missing, nullptr, nullptr, 4,       4,
-            nullptr, nullptr, nullptr,  nullptr,        nullptr, nullptr, nullptr, nullptr};
+    return {id,      summary, features, reject_missing, nullptr, nullptr, 4,      4,
+            nullptr, nullptr, nullptr,  nullptr,        nullptr, nullptr, nullptr};
 }
 #endif
 

@@ -45,7 +45,7 @@ struct Scratch {
     TokenQuantization* tokens;
     int8_t* lhs;
     uint8_t* threads;
-    int64_t thread_bytes;  // of each: sums of a task, earlier a row of quantized activations
+    int64_t thread_bytes;  // of each: sums of a task, earlier a block of quantized rows
     int64_t total;
 
     Scratch(const LinearInt4& layer, const Cut& cut, const Parallel& parallel, uint8_t* base) {
@@ -55,8 +55,8 @@ struct Scratch {
         bias = parts.take<float>(converts_bias ? weight.problem.n : 0);
         tokens = parts.take<TokenQuantization>(cut.stretch_rows);
         lhs = parts.take<int8_t>(divide_up(cut.stretch_rows, weight.kernel->row_step) * cut.lhs_bytes);
-        thread_bytes = round_up(
-            std::max<int64_t>(cut.task_rows * cut.task_columns * sizeof(float), weight.problem.padded_k()), 64);
+        const int64_t block_bytes = weight.kernel->row_step * weight.problem.padded_k();
+        thread_bytes = round_up(std::max<int64_t>(cut.task_rows * cut.task_columns * sizeof(float), block_bytes), 64);
         threads = parts.take<uint8_t>(parallel.threads() * thread_bytes);
         total = parts.total();
     }
@@ -83,18 +83,6 @@ const int8_t* quantized(const LinearInt4& layer, int64_t row, TokenQuantization*
     token->finite = token->finite && range.finite;
     quantize_row(input, k, padded_k, *token, layer.dtype, q);
     return q;
-}
-
-void place(const int8_t* q, int64_t padded_k, const LhsPlace& place, int8_t* block) {
-    int8_t* to = block + place.offset;
-    if (place.stride == 8) {
-        std::memcpy(to, q, padded_k);
-        return;
-    }
-    static_assert(kGroupedStep % 32 == 0, "padded_k is a multiple of what is moved at a time");
-    for (int64_t l = 0; l < padded_k; l += 32, to += 4 * place.stride)
-#pragma GCC unroll 4
-        for (int64_t i = 0; i < 4; ++i) std::memcpy(to + i * place.stride, q + l + 8 * i, 8);
 }
 
 }  // namespace
@@ -128,12 +116,11 @@ void run_linear(const LinearInt4& layer, uint8_t* base, const Parallel& parallel
         run_strips(parallel, divide_up(rows, kernel.row_step), [&](int64_t first, int64_t last, int64_t strip) {
             auto* own = reinterpret_cast<int8_t*>(scratch.threads + strip * scratch.thread_bytes);
             for (int64_t block = first; block < last; ++block) {
-                int8_t* lhs = scratch.lhs + block * cut.lhs_bytes;
-                const int64_t row = block * kernel.row_step, block_rows = std::min(kernel.row_step, rows - row);
-                for (int64_t i = 0; i < block_rows; ++i)
-                    place(quantized(layer, begin + row + i, &scratch.tokens[row + i], own), padded_k,
-                          kernel.lhs_place(block_rows, i, padded_k), lhs);
-                if (kernel.complete_lhs != nullptr) kernel.complete_lhs(block_rows, padded_k, lhs);
+                const int64_t row = block * kernel.row_step, count = std::min(kernel.row_step, rows - row);
+                const int8_t* block_rows[kMaxRowStep];
+                for (int64_t i = 0; i < count; ++i)
+                    block_rows[i] = quantized(layer, begin + row + i, &scratch.tokens[row + i], own + i * padded_k);
+                kernel.pack_lhs(block_rows, count, padded_k, scratch.lhs + block * cut.lhs_bytes);
             }
         });
 

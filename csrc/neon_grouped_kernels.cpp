@@ -3,6 +3,10 @@
 #include "grouped_kernel.h"
 #include "neon_grouped_gemm.h"
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace ao_arm {
 namespace {
 
@@ -26,25 +30,44 @@ std::string i8mm_format(const GroupedProblem&) { return "8 columns, vectors of 2
 
 std::string dotprod_format(const GroupedProblem&) { return "8 columns, vectors of 4 columns by 8 of k"; }
 
+// The first 8 values of both rows, then the others.
+inline void interleave_eights(const int8_t* first, const int8_t* second, int8_t* low, int8_t* high) {
+#if defined(__aarch64__)
+    const int64x2_t a = vreinterpretq_s64_s8(vld1q_s8(first)), b = vreinterpretq_s64_s8(vld1q_s8(second));
+    vst1q_s8(low, vreinterpretq_s8_s64(vzip1q_s64(a, b)));
+    vst1q_s8(high, vreinterpretq_s8_s64(vzip2q_s64(a, b)));
+#else
+    std::memcpy(low, first, 8);
+    std::memcpy(low + 8, second, 8);
+    std::memcpy(high, first + 8, 8);
+    std::memcpy(high + 8, second + 8, 8);
+#endif
+}
+
 template <int64_t kRows>
 int64_t lhs_bytes(int64_t padded_k) {
     return kRows * padded_k;
 }
 
-// Rows in pairs, 8 values of each.
-LhsPlace place_in_pairs(int64_t rows, int64_t row, int64_t) {
-    return {row / 2 * 16 + row % 2 * 8, i8mm_pairs(rows) * 16};
+// Rows in pairs, 8 values of each. A row without a partner is read as both rows of its pair.
+void pack_pairs(const int8_t* const* rows, int64_t count, int64_t padded_k, int8_t* block) {
+    const int64_t stride = i8mm_pairs(count) * 16;
+    for (int64_t row = 0; row < count; row += 2) {
+        const int8_t *first = rows[row], *second = rows[row + 1 < count ? row + 1 : row];
+        int8_t* to = block + row * 8;
+        static_assert(kGroupedStep % 16 == 0, "padded_k is a multiple of what is moved at a time");
+        for (int64_t l = 0; l < padded_k; l += 16, to += 2 * stride) {
+            interleave_eights(first + l, second + l, to, to + stride);
+        }
+    }
 }
 
-// A single row is read as both rows of a pair.
-void repeat_single_row(int64_t rows, int64_t padded_k, int8_t* block) {
-    if (rows != 1) return;
-    for (int64_t l = 0; l < padded_k; l += 8) std::memcpy(block + 2 * l + 8, block + 2 * l, 8);
+// Row after row.
+void pack_rows(const int8_t* const* rows, int64_t count, int64_t padded_k, int8_t* block) {
+    for (int64_t row = 0; row < count; ++row) std::memcpy(block + row * padded_k, rows[row], padded_k);
 }
 
 float unit(const GroupedProblem& problem) { return problem.zero_points ? 1.0f : 0.0625f; }
-
-LhsPlace place_row(int64_t, int64_t row, int64_t padded_k) { return {row * padded_k, 8}; }
 
 #if defined(__aarch64__)
 constexpr auto kI8mmGemm = isa_i8mm::grouped_gemm;
@@ -68,8 +91,7 @@ const GroupedKernel kGroupedNeonI8mm = {"neon/int4_i8mm",
                                         I8mmBlock::pack,
                                         I8mmBlock::unpack,
                                         lhs_bytes<kI8mmRows>,
-                                        place_in_pairs,
-                                        repeat_single_row,
+                                        pack_pairs,
                                         kI8mmGemm,
                                         unit};
 
@@ -85,8 +107,7 @@ const GroupedKernel kGroupedNeonDotprod = {"neon/int4_dotprod",
                                            DotprodBlock::pack,
                                            DotprodBlock::unpack,
                                            lhs_bytes<kDotprodRows>,
-                                           place_row,
-                                           nullptr,
+                                           pack_rows,
                                            kDotprodGemm,
                                            unit};
 

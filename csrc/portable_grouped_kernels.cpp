@@ -8,11 +8,11 @@ namespace {
 
 std::string packing_format(const GroupedProblem&) { return "16 columns, vectors of 16 columns by 8 of k"; }
 
-LhsPlace place_row(int64_t, int64_t row, int64_t padded_k) { return {row * padded_k, 8}; }
-
-void add_up_steps(int64_t rows, int64_t padded_k, int8_t* block) {
+// Row after row, and the sums of their steps.
+void pack_lhs(const int8_t* const* rows, int64_t count, int64_t padded_k, int8_t* block) {
+    for (int64_t row = 0; row < count; ++row) std::memcpy(block + row * padded_k, rows[row], padded_k);
     auto* sums = const_cast<int32_t*>(portable_lhs_sums(block, padded_k));
-    for (int64_t step = 0; step < rows * (padded_k / kGroupedStep); ++step) {
+    for (int64_t step = 0; step < count * (padded_k / kGroupedStep); ++step) {
         int32_t sum = 0;
         for (int64_t l = 0; l < kGroupedStep; ++l) sum += block[step * kGroupedStep + l];
         sums[step] = sum;
@@ -54,8 +54,7 @@ constexpr GroupedKernel row(const char* id, const char* summary, uint32_t featur
             PortableBlock::pack,
             PortableBlock::unpack,
             portable_lhs_bytes,
-            place_row,
-            add_up_steps,
+            pack_lhs,
             gemm,
             unit};
 }
