@@ -57,12 +57,17 @@ def _timing_cells(rows: Sequence[Measurement], baseline: str) -> Cells:
 
 
 def _timing_cell(timing: Timing, base: float | None) -> str:
-    spread = f"±{_microseconds(timing.spread)}" if timing.samples > 1 else "(once)"
-    ratio = "" if base is None else f" ({base / timing.median:5.2f}x)"
-    return f"{_microseconds(timing.median)} {spread}{ratio}"
+    spread = f"±{microseconds(timing.spread)}" if timing.samples > 1 else "(once)"
+    ratio = "" if base is None else f" ({_ratio(base / timing.median)}x)"
+    return f"{microseconds(timing.median)} {spread}{ratio}"
 
 
-def _microseconds(seconds: float) -> str:
+def _ratio(value: float) -> str:
+    return f"{value:5.2f}" if value >= 0.1 else f"{value:.1g}".rjust(5)
+
+
+def microseconds(seconds: float) -> str:
+    """A time in microseconds, without its unit."""
     value = 1e6 * seconds
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
