@@ -228,3 +228,8 @@ def test_blocks_that_a_page_cuts_are_joined() -> None:
     halves = [Block(0x1FF8, 7, multiply * 2), Block(0x2000, 7, multiply + branch)]
     alone = [Block(0x2FFC, 7, branch), Block(0x3000, 7, multiply), Block(0x3FFC, 7, multiply), Block(0x4000, 8, branch)]
     assert joined([*halves, *alone]) == [Block(0x1FF8, 7, multiply * 3 + branch), *alone]
+
+
+def test_groups_that_do_not_fit_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    cycles_guest.main(["int4-g32", "int4-g128", "int4-g32-kleidiai", "torch-int4-g128"], [(2, 96, 64)])
+    assert capsys.readouterr().out == "region: int4-g32 2x96x64\n"
