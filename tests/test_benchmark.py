@@ -369,7 +369,7 @@ def test_tables_show_ratios_spreads_and_reasons() -> None:
     text = "\n".join(tables.lines(some_results(), BASELINE))
     assert "10.0 ±1.0 ( 4.00x)" in text
     assert "80.0 ±8.0 ( 0.50x)" in text
-    assert tables._ratio(0.00213) == "0.002"
+    assert tables.ratio(0.00213) == "0.002"
     assert "not run: bf16 (1x32x48): it needs another CPU" in text
     assert "Set: OMP_NUM_THREADS=2." in text
 

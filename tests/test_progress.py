@@ -38,3 +38,16 @@ def test_nothing_is_shown_in_scripts(shown: pytest.CaptureFixture[str], monkeypa
     assert not sys.stderr.isatty()
     quantize_three_layers()
     assert "quantizing" not in shown.readouterr().err
+
+
+def test_steps_are_the_only_bar(shown: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(progress.VARIABLE, "1")
+    with progress.steps(1, "a title") as report:
+        report("a step")
+        quantize_three_layers()
+    assert progress._bar is None
+    text = shown.readouterr().err
+    assert "a title" in text and "quantizing" not in text
+    quantize_three_layers()
+    progress.close()
+    assert "ao_arm: quantizing: 3 layers" in shown.readouterr().err

@@ -14,6 +14,8 @@ from .tables import by_subject, microseconds
 
 #: Of a figure, in inches: a panel's width, the margin for names on the left, a line, and what is around the lines.
 _PANEL, _NAMES, _LINE, _AROUND = 3.8, 2.6, 0.2, 1.5
+#: Of the cases in a line, as a part of its height.
+_SPREAD = 0.6
 _MARKERS = "osD^vP*X"
 
 
@@ -81,13 +83,15 @@ def _draw_subject(axis: Any, rows: Sequence[Measurement], baseline: str, names: 
 
     base = {row.case: row.timing.median for row in rows if row.timing and row.candidate == baseline}
     for number, (case, seconds) in enumerate(base.items()):
+        # Above each other, so that equal speeds do not hide each other.
+        offset = _SPREAD * (number - (len(base) - 1) / 2) / len(base)
         found = [(names.index(row.candidate), row.timing) for row in rows if row.timing and row.case == case]
         speeds = [seconds / timing.median for _, timing in found]
         low = [speed - seconds / timing.high for speed, (_, timing) in zip(speeds, found, strict=True)]
         high = [seconds / timing.low - speed for speed, (_, timing) in zip(speeds, found, strict=True)]
         axis.errorbar(
             speeds,
-            [line for line, _ in found],
+            [line + offset for line, _ in found],
             xerr=(low, high),
             label=f"{case} ({baseline}: {microseconds(seconds)} µs)",
             linestyle="none",

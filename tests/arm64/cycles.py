@@ -69,7 +69,7 @@ GROUPS = {
     "int4": ("torch-int4-g32", "torch-int4-g128", "int4-g32", "int4-g128"),
 }
 DEFAULT_CANDIDATES = GROUPS["int8"]
-DEFAULT_SHAPES = ("1x768x768", "8x768x768", "64x768x768", "64x768x3072", "64x3072x768", "128x1024x4096")
+DEFAULT_SHAPES = ("1x768x768", "8x768x768", "64x768x768", "64x768x3072", "64x3072x768")
 LIMIT = "limit of int8 arithmetic"
 
 

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 # Of a figure, in inches: a panel's width, the margin for names on the left, a line, and what is around the lines.
 PANEL, NAMES, LINE, AROUND = 3.8, 4.2, 0.24, 2.0
+# Of the shapes in a line, as a part of its height.
+SPREAD = 0.6
 MARKERS = "osD^vP*X"
 
 
@@ -52,11 +54,13 @@ def draw_panel(axis: Any, panel: Panel, names: Sequence[str], shapes: Sequence[s
     from matplotlib.transforms import ScaledTranslation
 
     for number, shape in enumerate(shapes):
+        # Above each other, so that equal figures do not hide each other.
+        offset = SPREAD * (number - (len(shapes) - 1) / 2) / len(shapes)
         found = [(cycles / panel.limits[shape], name) for (name, of), cycles in panel.cycles.items() if of == shape]
         if found:
             axis.plot(
                 [multiple for multiple, _ in found],
-                [names.index(name) for _, name in found],
+                [names.index(name) + offset for _, name in found],
                 label=f"{shape} (limit: {panel.limits[shape] / 1000:.0f} thousand cycles)",
                 linestyle="none",
                 marker=MARKERS[number % len(MARKERS)],
