@@ -61,7 +61,8 @@ CANDIDATES = {
     "torch-int4-g32": "torch _dyn_quant_matmul_4bit, groups of 32",
     "torch-int4-g128": "torch _dyn_quant_matmul_4bit, groups of 128",
 }
-# Names for several candidates. Per channel, torch's static layers take QEMU minutes: they are in `all` only.
+# Names for several candidates. torch's static layers per channel take many times the cycles of all others together:
+# they are in `all` only.
 GROUPS = {
     "all": tuple(CANDIDATES),
     "int8": ("fp32", "torch-per-tensor", "ours"),
@@ -200,6 +201,16 @@ def listed(text: str, pattern: str) -> list[str]:
     return items
 
 
+def show(cpu: str, rows: Sequence[Row]) -> None:
+    """Print the table of a core, the costliest functions of each call, and what the figures are."""
+    print(f"{table(rows, cpu)}\n")
+    for row in rows:
+        if row.functions:
+            print(f"{row.label}: {row.cycles:,} cycles, {row.instructions:,} instructions")
+            print("".join(f"  {share:6.1%}  {function}\n" for function, share in row.functions))
+    print(f"{caveat(cpu)}\n")
+
+
 def candidates(text: str) -> tuple[str, ...]:
     """The candidates of a comma-separated list of them and of groups, in the order of `CANDIDATES`."""
     named = {name for item in listed(text, "|".join((*GROUPS, *CANDIDATES))) for name in GROUPS.get(item, (item,))}
@@ -253,13 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     figures = {cpu: rows for cpu, rows in found.items() if rows}
     for cpu, rows in figures.items():
-        print(f"{table(rows, cpu)}\n")
-        for row in rows if given.top else ():
-            print(f"{row.label}: {row.cycles:,} cycles, {row.instructions:,} instructions")
-            for function, share in row.functions:
-                print(f"  {share:6.1%}  {function}")
-            print()
-        print(f"{caveat(cpu)}\n")
+        show(cpu, rows)
         if given.json:
             plain = {"cpu": cpu, "what": caveat(cpu), "rows": [asdict(row) for row in rows]}
             given.json.write_text(json.dumps(plain, indent=1) + "\n")
