@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torchao
 
-from . import __version__, _library, _ops, kernels, text_table
+from . import __version__, _library, _ops, kernels, support, text_table
 from .command_line import positive
 
 #: Set by tests/arm64 in every emulated process: the name of the CPU model.
@@ -89,10 +89,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group-size", type=positive, default=0, help="show the kernels for 4-bit weights in groups of this size"
     )
+    parser.add_argument(
+        "--support", action="store_true", help="show only which kernel serves which scheme, in Markdown"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what this process runs on and the kernel table for a layer; returns 0."""
+    """Prints what this process runs on and the kernel table for a layer, or its line of the support table; returns 0."""
+    if args.support:
+        print(*support.HEADER, support.line(), sep="\n")
+        return 0
     for line in (*_system_lines(system()), "", *_kernel_lines(args.n, args.k, args.group_size)):
         print(line)
     return 0

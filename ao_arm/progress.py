@@ -22,6 +22,7 @@ _CLOSE_AFTER_SECONDS = 0.5
 
 _lock = threading.Lock()
 _bar: Any = None
+_steps_are_shown = False
 _closing: threading.Timer | None = None
 
 
@@ -33,7 +34,7 @@ def _wanted() -> bool:
 def layer_done() -> None:
     """Counts a layer."""
     global _bar, _closing
-    if not _wanted():
+    if not _wanted() or _steps_are_shown:
         return
     with _lock:
         if _closing is not None:
@@ -63,7 +64,11 @@ class _StepBar(tqdm):  # type: ignore[misc]
 
 @contextmanager
 def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
-    """A bar for a known number of steps; what it yields is told each step before it is taken."""
+    """A bar for a known number of steps; what it yields is told each step before it is taken.
+
+    It is the only bar: layers that are quantized meanwhile are not counted.
+    """
+    global _steps_are_shown
     with _StepBar(total=total, desc=title, disable=not _wanted(), mininterval=0, leave=False) as bar:
         begun = False
 
@@ -73,4 +78,8 @@ def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
             bar.update(int(begun))
             begun = True
 
-        yield report
+        _steps_are_shown = True
+        try:
+            yield report
+        finally:
+            _steps_are_shown = False

@@ -14,7 +14,7 @@ import torch
 
 from ao_arm import info, timing
 from ao_arm.__main__ import main
-from ao_arm.benchmark import candidates, command, comparison, layers, measuring, results, tables
+from ao_arm.benchmark import candidates, command, comparison, layers, measuring, plot, results, tables
 from ao_arm.benchmark.candidates import BASELINE, CANDIDATES, Candidate
 from ao_arm.benchmark.results import Measurement, Results
 from ao_arm.benchmark.verification import relative_difference
@@ -369,6 +369,7 @@ def test_tables_show_ratios_spreads_and_reasons() -> None:
     text = "\n".join(tables.lines(some_results(), BASELINE))
     assert "10.0 ±1.0 ( 4.00x)" in text
     assert "80.0 ±8.0 ( 0.50x)" in text
+    assert tables.ratio(0.00213) == "0.002"
     assert "not run: bf16 (1x32x48): it needs another CPU" in text
     assert "Set: OMP_NUM_THREADS=2." in text
 
@@ -411,6 +412,23 @@ def test_plot(tmp_path: Path) -> None:
     assert file.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match=r"ao_arm bench: .*results\.xyz"):
         bench("--shapes", "1x32x32", "--plot", str(tmp_path / "results.xyz"))
+
+
+@pytest.mark.one_cpu
+def test_a_plot_says_what_it_shows(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "results.svg"
+    plot.draw(some_results(cpu="Some CPU", features=("x", "y"), threads=3), BASELINE, file)
+    drawn = file.read_text()
+    for text in (
+        "Measured on Some CPU (x, y), 3 threads",
+        "times as fast as fp32: right is faster",
+        "m = 1 (fp32: 40.0 µs)",
+        BASELINE,
+        OURS,
+    ):
+        assert f"<!-- {text} -->" in drawn
+    assert "bf16" not in drawn
 
 
 @needs_times

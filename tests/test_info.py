@@ -41,6 +41,25 @@ def test_every_kernel_is_shown_with_cost_and_all_reasons(
     assert sum(line.endswith("chosen") for line in output.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("table", "settings"), [(1, ()), (2, (32,))], ids=["int8", "int4"])
+def test_the_line_of_support(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, table: int, settings: tuple[int, ...]
+) -> None:
+    monkeypatch.delenv(kernels.FORCE, raising=False)
+    header, rule, line = shown(capsys, "--support").splitlines()
+    assert header.count("|") == rule.count("|") == line.count("|") == 5
+    cpu, *chosen, others = line.strip("| ").split(" | ")
+    served = {kernel.id for kernel in kernels.list(768, 768, *settings) if not kernel.reasons}
+    first = kernels.select(768, 768, *settings)
+    assert chosen[table - 1] == f"`{first}`"
+    assert all(f"`{name}`" in others for name in served - {first})
+    for kernel in kernels.list(768, 768, *settings):
+        if kernel.id in served:
+            assert all(feature in cpu for feature in kernel.features)
+        else:
+            assert kernel.id not in line
+
+
 def test_the_system_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     output = shown(capsys)
     system = info.system()

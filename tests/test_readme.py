@@ -1,9 +1,12 @@
-"""What the README shows is true: its Python runs, its kernels exist, and its commands are those that CI runs."""
+"""What the README shows is true: its Python runs, its kernels serve, and its commands are those that CI runs."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 import ao_arm
+from ao_arm import info, support
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -19,6 +22,21 @@ def test_its_kernels_are_those_of_the_table() -> None:
     named = set(re.findall(r"`((?:acl|neon|portable|kleidiai)/[\w+]+)`", README))
     tables = (ao_arm.kernels.list(), ao_arm.kernels.list(group_size=32))
     assert named == {kernel.id for table in tables for kernel in table}
+
+
+def test_its_kernels_are_those_that_serve_on_this_cpu() -> None:
+    system = info.system()
+    if "Arm" in support.line() and not all(name in system.build for name in ("Arm Compute Library", "KleidiAI")):
+        pytest.skip("the README's table is about builds with Arm Compute Library and KleidiAI")
+    if "x86" in support.line() and "avx512vnni" not in system.features:
+        pytest.skip("the README's table is about x86 with AVX-512 VNNI")
+    (table,) = re.findall(r"^<!-- kernels: begin.*?-->\n(.*?)^<!-- kernels: end -->", README, re.MULTILINE | re.DOTALL)
+    header, rule, *lines = table.splitlines()
+    assert (header, rule) == support.HEADER
+    assert lines.count(support.line()) == 1, "run tests/arm64/support_table.py"
+    # Where it names the core, it does so in the line of its features.
+    core = (system.emulated or system.cpu).replace("-", " ").title()
+    assert core in support.line() or core not in table
 
 
 def test_its_commands_are_single_lines() -> None:

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=tuple(PRESETS),
         default="quick",
-        help="shapes and accuracy; quick ends within two minutes, full takes hours (default: %(default)s)",
+        help="shapes and accuracy; quick layers end within two minutes, full takes hours (default: %(default)s)",
     )
     parser.add_argument(
         "--only", type=_candidates, default=CANDIDATES, metavar="NAMES", help="candidates, like 'ao_arm*,*compiled'"

@@ -25,7 +25,7 @@ def lines(first: Path, second: Path) -> Iterator[str]:
     yield from (f"warning: {difference}" for difference in differences(before, after))
     for subject, rows in tables.by_subject(after.measurements).items():
         cells = {
-            (row.case, row.candidate): f"{old[key] / new[key]:.2f}x"
+            (row.case, row.candidate): f"{tables.ratio(old[key] / new[key]).strip()}x"
             for row in rows
             if (key := (row.name, row.candidate)) in old and key in new
         }

@@ -57,12 +57,18 @@ def _timing_cells(rows: Sequence[Measurement], baseline: str) -> Cells:
 
 
 def _timing_cell(timing: Timing, base: float | None) -> str:
-    spread = f"±{_microseconds(timing.spread)}" if timing.samples > 1 else "(once)"
-    ratio = "" if base is None else f" ({base / timing.median:5.2f}x)"
-    return f"{_microseconds(timing.median)} {spread}{ratio}"
+    spread = f"±{microseconds(timing.spread)}" if timing.samples > 1 else "(once)"
+    speed = "" if base is None else f" ({ratio(base / timing.median)}x)"
+    return f"{microseconds(timing.median)} {spread}{speed}"
 
 
-def _microseconds(seconds: float) -> str:
+def ratio(value: float) -> str:
+    """How many times as fast something is, without the sign."""
+    return f"{value:5.2f}" if value >= 0.1 else f"{value:.1g}".rjust(5)
+
+
+def microseconds(seconds: float) -> str:
+    """A time in microseconds, without its unit."""
     value = 1e6 * seconds
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
@@ -107,8 +113,9 @@ def _notes(results: Results) -> Iterator[str]:
         settings = results.settings
         yield (
             f"Each figure is the median of up to {settings.samples} samples of about "
-            f"{1e3 * settings.sample_seconds:g} ms, taken of all candidates in turn, in inference mode. Layers take "
-            "and give float tensors, quantization included; compiled ones are compiled by torch.compile with freezing."
+            f"{1e3 * settings.sample_seconds:g} ms, or of one call that takes longer, taken of all candidates in turn, "
+            "in inference mode. Layers take and give float tensors, quantization included; compiled ones are compiled "
+            "by torch.compile with freezing."
         )
     elif system.emulated:
         yield "No times: emulated ones would say nothing about an Arm CPU."

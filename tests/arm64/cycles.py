@@ -5,14 +5,16 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from cache import Report
 from counting import Counter, CountingError
 from cycles_pieces import llvm
+from cycles_plot import Panel, draw
 from machine import BuildError, Machine, Unavailable
 from pricing import Core
 from wheels import PYTHON
@@ -55,12 +57,20 @@ CANDIDATES = {
     "static-float": "ao_arm static s8, floats to floats",
     "int4-g32": "ao_arm, 4-bit weights in groups of 32, op alone",
     "int4-g128": "ao_arm, 4-bit weights in groups of 128, op alone",
-    "int4-g32-kleidiai": "the same, groups of 32, through KleidiAI",
+    "int4-g32-kleidiai": "ao_arm, 4-bit weights in groups of 32, through KleidiAI",
     "torch-int4-g32": "torch _dyn_quant_matmul_4bit, groups of 32",
     "torch-int4-g128": "torch _dyn_quant_matmul_4bit, groups of 128",
 }
-DEFAULT_CANDIDATES = ("fp32", "torch-per-tensor", "ours")
-DEFAULT_SHAPES = ("1x768x768", "8x768x768", "64x768x768", "64x768x3072", "64x3072x768", "128x1024x4096")
+# Names for several candidates. torch's static layers per channel take many times the cycles of all others together:
+# they are in `all` only.
+GROUPS = {
+    "all": tuple(CANDIDATES),
+    "int8": ("fp32", "torch-per-tensor", "ours"),
+    "static": ("torch-static-s8", "torch-static-u8", "static-s8", "static-u8"),
+    "int4": ("torch-int4-g32", "torch-int4-g128", "int4-g32", "int4-g128"),
+}
+DEFAULT_CANDIDATES = GROUPS["int8"]
+DEFAULT_SHAPES = ("1x768x768", "8x768x768", "64x768x768", "64x768x3072", "64x3072x768")
 LIMIT = "limit of int8 arithmetic"
 
 
@@ -103,9 +113,15 @@ def compare(
     return model(machine, cpu, GUEST, ",".join(candidates), ",".join(shapes), top=top, report=report)
 
 
+def cell(row: Row) -> tuple[str, str]:
+    """The candidate and the shape of a row of `compare`."""
+    candidate, shape = row.label.split()
+    return candidate, shape
+
+
 def table(rows: Sequence[Row], cpu: str) -> str:
     """The cycles in thousands: a line for each candidate, a column for each shape."""
-    cycles = {tuple(row.label.split()): row.cycles for row in rows}
+    cycles = {cell(row): row.cycles for row in rows}
     candidates, shapes = (list(dict.fromkeys(names)) for names in zip(*cycles, strict=True))
     lines = [(f"thousand cycles, {cpu}, one thread", *shapes)]
     lines.append((LIMIT, *(thousands(limit(cpu, shape)) for shape in shapes)))
@@ -117,6 +133,46 @@ def table(rows: Sequence[Row], cpu: str) -> str:
             [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
         )
         for line in lines
+    )
+
+
+def read(files: Sequence[Path]) -> dict[str, list[Row]]:
+    """The rows of each core in files that `--json` wrote; of the same row in several files the last one counts.
+
+    Raises:
+        ValueError: if a file holds anything else.
+    """
+    found: dict[str, dict[str, Row]] = {}
+    for file in files:
+        try:
+            figures = json.loads(file.read_text())
+            rows = [Row(row["label"], row["instructions"], row["cycles"]) for row in figures["rows"]]
+            known = figures["cpu"] in TARGETS and all(cell(row)[0] in CANDIDATES for row in rows)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file} is no file that --json wrote: {error!r}") from None
+        if not known:
+            raise ValueError(f"{file} names a core or candidates that are not known here")
+        found.setdefault(figures["cpu"], {}).update({row.label: row for row in rows})
+    return {cpu: list(rows.values()) for cpu, rows in found.items()}
+
+
+def among(rows: Sequence[Row], candidates: Collection[str] | None, shapes: Collection[str] | None) -> list[Row]:
+    """The rows of these candidates and shapes, where None stands for all."""
+    cells = ((row, cell(row)) for row in rows)
+    return [
+        row
+        for row, (candidate, shape) in cells
+        if (candidates is None or candidate in candidates) and (shapes is None or shape in shapes)
+    ]
+
+
+def panel(cpu: str, rows: Sequence[Row]) -> Panel:
+    """What is drawn of a core's rows."""
+    cycles = {cell(row): row.cycles for row in rows}
+    return Panel(
+        cpu,
+        {shape: limit(cpu, shape) for _, shape in cycles},
+        {(CANDIDATES[candidate], shape): cycles[candidate, shape] for candidate, shape in cycles},
     )
 
 
@@ -145,44 +201,75 @@ def listed(text: str, pattern: str) -> list[str]:
     return items
 
 
-def main() -> int:
+def show(cpu: str, rows: Sequence[Row]) -> None:
+    """Print the table of a core, the costliest functions of each call, and what the figures are."""
+    print(f"{table(rows, cpu)}\n")
+    for row in rows:
+        if row.functions:
+            print(f"{row.label}: {row.cycles:,} cycles, {row.instructions:,} instructions")
+            print("".join(f"  {share:6.1%}  {function}\n" for function, share in row.functions))
+    print(f"{caveat(cpu)}\n")
+
+
+def candidates(text: str) -> tuple[str, ...]:
+    """The candidates of a comma-separated list of them and of groups, in the order of `CANDIDATES`."""
+    named = {name for item in listed(text, "|".join((*GROUPS, *CANDIDATES))) for name in GROUPS.get(item, (item,))}
+    return tuple(name for name in CANDIDATES if name in named)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and return the exit code."""
     parser = argparse.ArgumentParser(description="Model the cycles that linear layers take on an Arm core.")
-    parser.add_argument("--cpu", choices=TARGETS, default="neoverse-v1", help="core (default: %(default)s)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--cpu", choices=TARGETS, default="neoverse-v1", help="core (default: %(default)s)")
+    source.add_argument(
+        "--from",
+        dest="files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="model nothing: take the figures, of all cores, that --json wrote",
+    )
     shapes = partial(listed, pattern=r"[1-9]\d*x[1-9]\d*x[1-9]\d*")
     parser.add_argument(
         "--shapes",
         type=shapes,
-        default=DEFAULT_SHAPES,
         metavar="MxKxN,...",
-        help=f"default: {','.join(DEFAULT_SHAPES)}",
+        help=f"default: {','.join(DEFAULT_SHAPES)}, or with --from all",
     )
-    candidates = partial(listed, pattern="|".join(CANDIDATES))
+    groups = "; ".join(f"{name}: {', '.join(members)}" for name, members in GROUPS.items() if name != "all")
     parser.add_argument(
         "--only",
         type=candidates,
-        default=DEFAULT_CANDIDATES,
         metavar="NAME,...",
-        help=f"some of {', '.join(CANDIDATES)} (default: {','.join(DEFAULT_CANDIDATES)})",
+        help=f"{', '.join(CANDIDATES)}, all, or groups of them; {groups} (default: int8, or with --from all)",
     )
     parser.add_argument("--top", type=int, default=0, metavar="N", help="name the N costliest functions of each call")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
-    given = parser.parse_args()
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures (.png); needs matplotlib")
+    given = parser.parse_args(arguments)
+    if given.files and (given.json or given.top):
+        parser.error("--json and --top are about what is modelled, and with --from nothing is")
+    if given.plot and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install 'ao_arm[bench]'")
     report = partial(print, file=sys.stderr, flush=True)
     try:
-        rows = compare(Machine(report), given.cpu, given.only, given.shapes, given.top, report)
-    except (Unavailable, BuildError, CountingError) as error:
+        if given.files:
+            found = {cpu: among(rows, given.only, given.shapes) for cpu, rows in read(given.files).items()}
+        else:
+            asked = given.only or DEFAULT_CANDIDATES, given.shapes or DEFAULT_SHAPES
+            found = {given.cpu: compare(Machine(report), given.cpu, *asked, given.top, report)}
+    except (Unavailable, BuildError, CountingError, ValueError) as error:
         report(f"arm64: {error}")
         return 2
-    print(table(rows, given.cpu))
-    for row in rows if given.top else ():
-        print(f"\n{row.label}: {row.cycles:,} cycles, {row.instructions:,} instructions")
-        for function, share in row.functions:
-            print(f"  {share:6.1%}  {function}")
-    print(f"\n{caveat(given.cpu)}")
-    if given.json:
-        figures = {"cpu": given.cpu, "what": caveat(given.cpu), "rows": [asdict(row) for row in rows]}
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    figures = {cpu: rows for cpu, rows in found.items() if rows}
+    for cpu, rows in figures.items():
+        show(cpu, rows)
+        if given.json:
+            plain = {"cpu": cpu, "what": caveat(cpu), "rows": [asdict(row) for row in rows]}
+            given.json.write_text(json.dumps(plain, indent=1) + "\n")
+    if given.plot and figures:
+        draw([panel(cpu, rows) for cpu, rows in figures.items()], given.plot)
     return 0
 
 

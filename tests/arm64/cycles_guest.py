@@ -130,6 +130,8 @@ def ours_int4(x: Tensor, weight: Tensor, bias: Tensor, group: int, kernel: str =
     from ao_arm import _ops
 
     n, k = weight.shape
+    if k % group:
+        return None
     if kernel and kernel != _ops.select_kernel_int4(n, k, group, False, False, kernel):
         return None
     packed = _ops.pack_int4(*in_groups(weight, group), None, kernel)
@@ -140,14 +142,19 @@ def ours_int4(x: Tensor, weight: Tensor, bias: Tensor, group: int, kernel: str =
 def kleidiai_int4(x: Tensor, weight: Tensor, bias: Tensor) -> Call | None:
     from ao_arm import _ops
 
+    if weight.shape[1] % 32:
+        return None
     table = json.loads(_ops.kernel_table_int4(*weight.shape, 32, False, False))
     fitting = [row for row in table if row["id"].startswith("kleidiai/") and not row["reasons"]]
     return ours_int4(x, weight, bias, 32, min(fitting, key=lambda row: row["cost"])["id"]) if fitting else None
 
 
-def torch_int4(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> Call:
+def torch_int4(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> Call | None:
     """torch's own operator, which runs the KleidiAI inside libtorch."""
     n, k = weight.shape
+    # A group that is a whole row has another format there, with float32 scales.
+    if k % group or k == group:
+        return None
     q, scale = in_groups(weight, group)
     nibbles = (q + 8).to(torch.uint8)
     packed = torch.ops.aten._dyn_quant_pack_4bit_weight(

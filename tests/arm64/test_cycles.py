@@ -1,5 +1,6 @@
 """The modelled cycles: what they come to for code that is known, and what ao_arm is to stay below."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from cache import Report
 from commands import Unavailable
 from counting import Block, Counter, CountingError, joined, parse_regions
-from cycles import CANDIDATES, Row, compare, table
+from cycles import CANDIDATES, GROUPS, Row, candidates, compare, main, panel, table
 from cycles_pieces import llvm
+from cycles_plot import draw_panel
 from machine import Machine
 from pricing import Core, shortened
 
@@ -116,8 +118,7 @@ def test_product_target(machine: Machine, counter: Counter, report: Report) -> N
 
 
 def test_int4_targets(machine: Machine, counter: Counter, report: Report) -> None:
-    candidates = ["int4-g32", "int4-g128", "torch-int4-g32", "torch-int4-g128"]
-    rows = compare(machine, "neoverse-v1", candidates, ["1x768x768", "64x768x768"], report=report)
+    rows = compare(machine, "neoverse-v1", GROUPS["int4"], ["1x768x768", "64x768x768"], report=report)
     print(table(rows, "neoverse-v1"))
     cycles = {row.label: row.cycles for row in rows}
     for label, target in INT4_TARGETS.items():
@@ -156,6 +157,68 @@ def test_table() -> None:
     assert lines[3].split()[-2:] == ["2", "-"]
 
 
+def file_of(path: Path, cpu: str, cycles: dict[str, int]) -> str:
+    """A file as `--json` writes it."""
+    rows = [{"label": label, "instructions": 1, "cycles": number, "functions": []} for label, number in cycles.items()]
+    path.write_text(json.dumps({"cpu": cpu, "what": "", "rows": rows}))
+    return str(path)
+
+
+def test_files_are_merged_by_core_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    first = {"fp32 1x768x768": 1000, "ours 1x768x768": 2000, "ours 8x768x768": 3000}
+    files = [
+        file_of(tmp_path / "a.json", "neoverse-v1", first),
+        file_of(tmp_path / "b.json", "neoverse-n1", {"ours 1x768x768": 4000}),
+        file_of(tmp_path / "c.json", "neoverse-v1", {"ours 1x768x768": 5000, "int4-g32 1x768x768": 6000}),
+    ]
+    picture = tmp_path / "cycles.svg"
+    assert main(["--from", *files, "--plot", str(picture), "--only", "ours,int4"]) == 0
+    output = capsys.readouterr().out
+    assert [line.split()[-1] for line in output.splitlines() if line.startswith(CANDIDATES["ours"])] == ["3", "4"]
+    assert [line.split()[-2:] for line in output.splitlines() if line.startswith(CANDIDATES["int4-g32"])] == [
+        ["6", "-"]
+    ]
+    assert CANDIDATES["fp32"] not in output
+    drawn = picture.read_text()
+    for text in ("modelled neoverse-v1", "modelled neoverse-n1", CANDIDATES["ours"], CANDIDATES["int4-g32"]):
+        assert f"<!-- {text} -->" in drawn
+    assert "nothing measured" in drawn
+    assert CANDIDATES["fp32"] not in drawn
+
+
+def test_a_marker_lies_at_the_multiple_of_the_limit() -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axis = figure.subplots()
+    drawn = panel("neoverse-n1", [Row("ours 64x768x768", 0, 2 * 64 * 768 * 768 // 32), Row("ours 1x768x768", 0, 18432)])
+    draw_panel(axis, drawn, [CANDIDATES["fp32"], CANDIDATES["ours"]], ["1x768x768", "64x768x768"])
+    one_row, rows, limit = axis.get_lines()
+    assert (list(one_row.get_xdata()), list(rows.get_xdata()), list(limit.get_xdata())) == ([1.0], [2.0], [1, 1])
+    (first,), (second,) = one_row.get_ydata(), rows.get_ydata()
+    assert 0.5 < first < 1 < second < 1.5  # both in the line of the second candidate
+    assert rows.get_label() == "64x768x768 (limit: 1180 thousand cycles)"
+
+
+def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in (
+        str(tmp_path / "none.json"),
+        file_of(tmp_path / "core.json", "cortex-x1", {}),
+        file_of(tmp_path / "candidate.json", "neoverse-v1", {"theirs 1x2x3": 1}),
+        file_of(tmp_path / "label.json", "neoverse-v1", {"ours": 1}),
+    ):
+        assert main(["--from", file]) == 2
+        assert file in capsys.readouterr().err
+
+
+def test_groups_stand_for_candidates(capsys: pytest.CaptureFixture[str]) -> None:
+    assert candidates("static,ours") == ("ours", "torch-static-s8", "torch-static-u8", "static-s8", "static-u8")
+    assert candidates("all") == tuple(CANDIDATES)
+    assert all(name in CANDIDATES for group in GROUPS.values() for name in group)
+    with pytest.raises(SystemExit):
+        main(["--only", "theirs"])
+    assert "'theirs' is none of" in capsys.readouterr().err
+
+
 def test_symbols_are_shortened() -> None:
     assert shortened("void ao_arm::(anonymous namespace)::pack<float, std::vector<int>>(int)") == "ao_arm::pack"
     assert shortened("memcpy@@GLIBC_2.17") == "memcpy@@GLIBC_2.17"
@@ -175,3 +238,8 @@ def test_blocks_that_a_page_cuts_are_joined() -> None:
     alone = [Block(0x3000, 7, multiply), Block(0x2FFC, 7, branch)]
     assert joined(alone) == alone
     assert sum(block.instructions for block in joined([rest, before, start])) == 3 + 12 + 14
+
+
+def test_groups_that_do_not_fit_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    cycles_guest.main(["int4-g32", "int4-g128", "int4-g32-kleidiai", "torch-int4-g128"], [(2, 96, 64)])
+    assert capsys.readouterr().out == "region: int4-g32 2x96x64\n"

@@ -1,0 +1,49 @@
+"""Writes README's table of kernels, a line for each kind of CPU: `python tests/arm64/support_table.py`."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from machine import CHECKOUT, BuildError, Machine, Unavailable
+
+README = CHECKOUT / "README.md"
+MARKERS = "<!-- kernels: begin, written by tests/arm64/support_table.py -->", "<!-- kernels: end -->"
+
+# Of the emulated ones, those that differ in what kernels ask for.
+CPUS = ("neoverse-v1", "neoverse-n1", "a64fx")
+INFO = ("-m", "ao_arm", "info", "--support")
+
+
+def table_in(text: str) -> list[str]:
+    """The lines of a Markdown table among others."""
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def replaced(readme: str, table: Sequence[str]) -> str:
+    """README's text with this table between the markers."""
+    begin, end = map(re.escape, MARKERS)
+    made, times = re.subn(f"(?<={begin}\n).*(?={end})", "".join(f"{line}\n" for line in table), readme, flags=re.DOTALL)
+    if times != 1:
+        raise ValueError(f"README.md has {times} places for the table of kernels: {' '.join(MARKERS)}")
+    return made
+
+
+def main() -> int:
+    """Ask each CPU for its line, write them, and return the exit code."""
+    report = partial(print, file=sys.stderr, flush=True)
+    here = subprocess.run([sys.executable, *INFO], cwd=CHECKOUT, check=True, stdout=subprocess.PIPE, text=True)
+    *header, x86 = table_in(here.stdout)
+    try:
+        machine = Machine(report)
+        lines = [table_in(machine.run(cpu, INFO).stdout)[-1] for cpu in CPUS]
+    except (Unavailable, BuildError) as error:
+        report(f"arm64: {error}")
+        return 2
+    README.write_text(replaced(README.read_text(), [*header, *lines, x86]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
