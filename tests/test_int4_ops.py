@@ -293,7 +293,7 @@ WRONG_LINEAR = {
         r"must lie in \[-128, 127\], but holds 128",
     ),
     "bias of another length": (dict(bias=torch.ones(8)), r"bias of shape \(8\) must have shape \(7\)"),
-    "bounds that cross": (dict(output_min=1.0, output_max=0.0), "output_min must not be above"),
+    "bounds that cross": (dict(output_min=1.0, output_max=0.0), "output_min must be at most output_max"),
 }
 
 
