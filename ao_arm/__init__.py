@@ -1,6 +1,7 @@
 """ao_arm: fast and dependable int8 linear layers for PyTorch on Arm CPUs, as a torchao plugin."""
 
 from . import checkpoint, handlers, kernels, passes, reference
+from .affine_quantized import packed_weight_of
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,
     ACLInt8DynamicActivationInt8WeightConfig,
@@ -9,7 +10,7 @@ from .config import (
     acl_int8_dynamic,
     acl_int8_static,
 )
-from .kernels import explain
+from .explanation import explain
 from .layout import ACLPackedLayout
 from .tensor import ACLPackedTensor
 
@@ -27,6 +28,7 @@ __all__ = [
     "explain",
     "handlers",
     "kernels",
+    "packed_weight_of",
     "passes",
     "reference",
 ]

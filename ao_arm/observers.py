@@ -129,6 +129,10 @@ OBSERVERS: dict[str, Callable[..., Any]] = {
 }
 
 
+#: What it takes without one.
+DEFAULT = "minmax"
+
+
 def make_observer(name: str, mapping: MappingType, dtype: torch.dtype) -> Any:
     """An observer for one scale of int8 or uint8 activations.
 
@@ -140,6 +144,11 @@ def make_observer(name: str, mapping: MappingType, dtype: torch.dtype) -> Any:
     return OBSERVERS[name](
         mapping, dtype, PerTensor(), eps=_LEAST_SCALE, scale_dtype=torch.float32, zero_point_dtype=torch.int32
     )
+
+
+def name_of(observer: Any) -> str:
+    """The key of ``OBSERVERS`` by which an observer was made; its class if it is none of them."""
+    return next((name for name, kind in OBSERVERS.items() if kind is type(observer)), type(observer).__name__)
 
 
 def observed_quantization(observer: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

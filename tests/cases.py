@@ -78,8 +78,9 @@ def fits(kernel: str, *problem: int) -> bool:
 
 def packed_in(layer: torch.nn.Module) -> ao_arm.ACLPackedTensor:
     """The packed weight of a layer that `quantize_` replaced the weight of."""
-    weight = layer.weight
-    return weight.tensor_impl if HAS_AQT else weight
+    packed = ao_arm.packed_weight_of(layer.weight)
+    assert packed is not None, f"{layer} has no packed weight"
+    return packed
 
 
 #: The shape (n, k) of weights that have any of the layouts: groups of 32 and whole rows divide k.

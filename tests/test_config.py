@@ -136,7 +136,7 @@ def test_the_default_static_layer_is_symmetric_by_per_channel() -> None:
     config = acl_int8_static(act_scale=0.5)
     assert config == ao_arm.ACLInt8StaticActivationInt8WeightConfig(act_scale=0.5)
     assert config.layout() == ACLPackedLayout("symmetric", "per_tensor", "per_channel", "int8_static", "int8")
-    assert (config.act_scale, config.act_zero_point, config.observer) == (0.5, 0, "minmax")
+    assert (config.act_scale, config.act_zero_point, config.observer) == (0.5, 0, None)
 
 
 def test_the_default_4_bit_layer_has_symmetric_groups_of_32() -> None:
@@ -192,13 +192,16 @@ def test_the_weight_is_of_the_class_that_this_torchao_has() -> None:
     assert isinstance(layer.weight, nn.Parameter)
     assert not layer.weight.requires_grad
     assert layer.weight.shape == (96, 64)
+    assert ao_arm.packed_weight_of(nn.Linear(7, 5).weight) is None
     if not cases.HAS_AQT:
         assert isinstance(layer.weight, ACLPackedTensor)
+        assert ao_arm.packed_weight_of(layer.weight) is layer.weight
         return
     from torchao.dtypes.affine_quantized_tensor import AffineQuantizedTensor
 
     assert isinstance(layer.weight, AffineQuantizedTensor)
     assert type(layer.weight.tensor_impl) is ACLPackedTensor
+    assert ao_arm.packed_weight_of(layer.weight) is layer.weight.tensor_impl
     assert type(layer.weight.tensor_impl.get_layout()) is ACLPackedLayout
     assert type(layer.weight._layout) is ACLPackedLayout
 
@@ -352,6 +355,10 @@ def test_wrong_options_are_refused(field: str, value: object) -> None:
         (dict(step="calibrate"), "step must be one of .*'prepare', 'convert', None.*not 'calibrate'"),
         (dict(step="prepare", act_scale=0.1), "for one shot: leave them or step='prepare' out"),
         (dict(step="convert", act_zero_point=3), "for one shot: leave them or step='convert' out"),
+        (
+            dict(act_scale=0.1, observer="minmax"),
+            "observer is for step='prepare', and .* for one shot: leave 'minmax' out",
+        ),
         (dict(step="prepare", observer="entropy"), "observer must be one of .*'histogram'.*, not 'entropy'"),
         *((dict(act_scale=scale), "act_scale must be positive") for scale in (0, -0.1, math.nan, math.inf)),
         (dict(act_scale=1e-60), "positive and finite in float32, not 1e-60"),

@@ -256,12 +256,12 @@ def calibrated(model: nn.Module, data: list[Tensor], **scheme: Any) -> nn.Module
     return model
 
 
-def assert_like(model: nn.Module, before: nn.Module, packed: bool) -> None:
-    """Nothing of the observers is left; with packed weights only the text of a layer is new."""
+def assert_like(model: nn.Module, before: nn.Module, packed: bool, text: bool = True) -> None:
+    """Nothing of the observers is left; with weights that were packed in place only the text of a layer is new."""
     assert [name for name, _ in model.named_modules()] == [name for name, _ in before.named_modules()]
     for name in LAYERS:
         layer, original = model.get_submodule(name), before.get_submodule(name)
-        assert set(vars(layer)) == set(vars(original)) | ({"extra_repr"} if packed else set())
+        assert set(vars(layer)) == set(vars(original)) | ({"extra_repr"} if packed and text else set())
         for hooks in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_modules", "_buffers"):
             assert not getattr(layer, hooks), hooks
         assert (packed_weight_of(layer.weight) is not None) == packed
@@ -415,10 +415,14 @@ def test_weights_that_are_loaded_into_a_prepared_model() -> None:
     quantize_(converted, acl_int8_static("convert"))
     model = calibrated(copy.deepcopy(original), data)
     model.load_state_dict(converted.state_dict(), assign=True)
+    called, by_name = copy.deepcopy(model), copy.deepcopy(model)
+    assert cases.same_bits(called(data[0]), converted(data[0]))
+    quantize_(called, acl_int8_static("convert"))
     # torchao's own filter passes over some weights that are quantized already.
-    quantize_(model, acl_int8_static("convert"), filter_fn=lambda module, name: name in LAYERS)
-    assert [name for name, _ in model.named_modules()] == ["", *LAYERS]
-    assert cases.same_bits(model(data[0]), converted(data[0]))
+    quantize_(by_name, acl_int8_static("convert"), filter_fn=lambda module, name: name in LAYERS)
+    for each in (called, by_name):
+        assert_like(each, original, packed=True, text=False)
+        assert cases.same_bits(each(data[0]), converted(data[0]))
 
 
 def test_steps_of_torchaos_enumeration() -> None:
@@ -451,6 +455,18 @@ def test_gradient_modes_may_change_during_calibration() -> None:
     with torch.no_grad():
         assert cases.same_bits(model(data[0]), expected(data[0]))
     assert not cases.packed_in(model.first).act_scale.is_inference()
+
+
+def test_explain_tells_prepared_layers() -> None:
+    model = Model().bfloat16()
+    quantize_(model, acl_int8_static("prepare"), filter_fn=lambda module, name: name == "second")
+    assert [(row.scheme, row.kernel) for row in ao_arm.explain(model)] == [
+        ("not quantized (torch.bfloat16)", "torch"),
+        ("prepared, not converted (torch.bfloat16)", "torch"),
+    ]
+    model(batches(dtype=torch.bfloat16)[0])
+    quantize_(model, acl_int8_static("convert"), filter_fn=lambda module, name: name == "second")
+    assert [row.scheme.split(" (")[0] for row in ao_arm.explain(model)] == ["not quantized", "int8 static"]
 
 
 # --- schemes of their own for some layers ---
@@ -515,6 +531,11 @@ WRONG: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module], None], 
         lambda model: model(torch.randn(3, K)),
         converts(act_mapping_type=MappingType.ASYMMETRIC, act_dtype=torch.uint8),
         "not for .*ASYMMETRIC torch.uint8: give both",
+    ),
+    "another observer": (
+        lambda model: model(torch.randn(3, K)),
+        converts(observer="histogram"),
+        "was prepared with the observer 'minmax', not 'histogram': give both steps the same, or only step='prepare'",
     ),
     "an unknown kernel": (lambda model: model(torch.randn(3, K)), converts(), "unknown kernel 'none/such'"),
 }
