@@ -43,8 +43,11 @@ class Explanation(tuple[LayerExplanation, ...]):
             for layer in self
         ]
         lines = text_table.with_rule(header, rows)
-        reasons = {kernel: why for layer in self for kernel, why in layer.rejected.items()}
-        lines += [f"not {kernel}: {'; '.join(why)}" for kernel, why in reasons.items()]
+        # Layers may have been refused for different reasons.
+        reasons = dict.fromkeys(
+            f"not {kernel}: {'; '.join(why)}" for layer in self for kernel, why in layer.rejected.items()
+        )
+        lines += reasons
         return "\n".join(lines)
 
 
