@@ -37,13 +37,14 @@ def dequantized(qdata: Tensor, scale: Tensor, zero_point: Tensor | None = None) 
     return ((groups if zero_point is None else groups - zero_point.float()[..., None]) * scale).flatten(1)
 
 
-def assert_same_weight(actual: ACLPackedTensor, expected: ACLPackedTensor) -> None:
-    assert type(actual) is ACLPackedTensor
+def assert_same_weight(actual: ACLPackedTensor | None, expected: ACLPackedTensor | None, case: str = "") -> None:
+    """Same layout, same integers and scales, of weights and of activations."""
+    assert type(actual) is type(expected) is ACLPackedTensor, case
     assert (actual.shape, actual.dtype, actual.get_layout()) == (expected.shape, expected.dtype, expected.get_layout())
     for ours, theirs in (
         *zip(actual.get_plain(), expected.get_plain(), strict=True),
         (actual.act_scale, expected.act_scale),
         (actual.act_zero_point, expected.act_zero_point),
     ):
-        assert (ours is None) == (theirs is None)
-        assert ours is None or (ours.dtype == theirs.dtype and torch.equal(ours, theirs))
+        assert (ours is None) == (theirs is None), case
+        assert ours is None or (ours.dtype == theirs.dtype and torch.equal(ours, theirs)), case

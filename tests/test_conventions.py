@@ -13,6 +13,7 @@ from typing import Any
 import cases
 import pytest
 import torch
+from tensors import assert_same_weight
 from torch import Tensor
 from torchao.core.config import AOBaseConfig, config_from_dict, config_to_dict
 from torchao.quantization import FqnToConfig, quantize_
@@ -412,8 +413,7 @@ def test_tensors_for_other_processes_arrive_as_they_are() -> None:
         assert (received.shape, received.dtype) == (sent.shape, sent.dtype)
         assert torch.equal(received.dequantize(), sent.dequantize())
         ours, theirs = packed_weight_of(sent), packed_weight_of(received)
-        assert ours is not None and theirs is not None
-        assert theirs.get_layout() == ours.get_layout()
+        assert_same_weight(theirs, ours)
         assert list(theirs._inner()) == list(ours._inner())
         assert all(torch.equal(inner, theirs._inner()[name]) for name, inner in ours._inner().items())
 
