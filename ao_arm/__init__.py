@@ -6,6 +6,7 @@ weight that a quantized layer holds; its ``from_plain`` takes weights that are q
 """
 
 from . import checkpoint, handlers, kernels, passes, reference
+from .affine_quantized import packed_weight_of
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,
     ACLInt8DynamicActivationInt8WeightConfig,
@@ -14,7 +15,7 @@ from .config import (
     acl_int8_dynamic,
     acl_int8_static,
 )
-from .kernels import explain
+from .explanation import explain
 from .layout import ACLPackedLayout
 from .tensor import ACLPackedTensor
 
@@ -32,6 +33,7 @@ __all__ = [
     "explain",
     "handlers",
     "kernels",
+    "packed_weight_of",
     "passes",
     "reference",
 ]

@@ -1,6 +1,6 @@
 """The custom ops as Python sees them: each schema beside its fake kernel, which gives shapes and dtypes for tracing.
 
-The kernels themselves, and the same schemas, are in ``csrc/ops.cpp``; the library may be loaded without Python.
+The same schemas are in ``csrc/ops.cpp``, as the library may be loaded without Python.
 """
 
 from __future__ import annotations

@@ -144,7 +144,14 @@ if HAS_AQT:
 
 
 def packed_weight_of(tensor: Tensor) -> ACLPackedTensor | None:
-    """The ``ACLPackedTensor`` that ``tensor`` is or, as an AffineQuantizedTensor, holds; None if neither."""
+    """The ``ACLPackedTensor`` that a weight is or, up to torchao 0.17, holds; None if ao_arm did not quantize it.
+
+    Args:
+        tensor: such as ``layer.weight``.
+
+    Returns:
+        The tensor itself, not a copy: changing its parts changes what the layer computes.
+    """
     if isinstance(tensor, ACLPackedTensor):
         return tensor
     held = tensor.tensor_impl if HAS_AQT and isinstance(tensor, AffineQuantizedTensor) else None

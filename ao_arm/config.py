@@ -116,8 +116,8 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
         act_mapping_type: ``MappingType.SYMMETRIC`` (zero point 0) or ``MappingType.ASYMMETRIC``.
         act_dtype: ``torch.int8``, or ``torch.uint8`` for asymmetric activations.
         weight_granularity: ``PerRow()`` (also written ``PerAxis(0)``) or ``PerTensor()``. Weights are symmetric.
-        observer: "minmax" (torchao's ``AffineQuantizedMinMaxObserver``), "moving_average" or "histogram", which
-            minimises the error.
+        observer: "minmax" (torchao's ``AffineQuantizedMinMaxObserver``, the default), "moving_average" or "histogram",
+            which minimises the error. "convert" may name it as well, but no other than "prepare" did.
         version: of the configuration.
 
     Raises:
@@ -130,7 +130,7 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
     act_mapping_type: MappingType = MappingType.SYMMETRIC
     act_dtype: torch.dtype = torch.int8
     weight_granularity: Granularity = field(default_factory=PerRow)
-    observer: str = "minmax"
+    observer: str | None = None
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -138,7 +138,7 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
         self.step = getattr(self.step, "value", self.step)
         if self.step not in _STEPS:
             raise ValueError(f"step must be one of {_STEPS}, not {self.step!r}")
-        if self.observer not in OBSERVERS:
+        if self.observer is not None and self.observer not in OBSERVERS:
             raise ValueError(f"observer must be one of {tuple(OBSERVERS)}, not {self.observer!r}")
         if self.act_dtype not in _STATIC_DTYPES:
             raise ValueError(f"act_dtype must be torch.int8 or torch.uint8, not {self.act_dtype}")
@@ -149,6 +149,8 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
             return
         if self.act_scale is None:
             raise ValueError("give act_scale, or calibrate: step='prepare', inputs, step='convert'")
+        if self.observer is not None:
+            raise ValueError(f"observer is for step='prepare', and act_scale for one shot: leave {self.observer!r} out")
         self.act_scale = _number("act_scale", self.act_scale)
         if not 0 < torch.tensor(self.act_scale, dtype=torch.float64).float() < torch.inf:
             raise ValueError(f"act_scale must be positive and finite in float32, not {self.act_scale}")
@@ -180,7 +182,7 @@ def acl_int8_static(
     act_mapping_type: MappingType = MappingType.SYMMETRIC,
     act_dtype: torch.dtype = torch.int8,
     weight_granularity: Granularity | None = None,
-    observer: str = "minmax",
+    observer: str | None = None,
 ) -> ACLInt8StaticActivationInt8WeightConfig:
     """The configuration for ``quantize_``: static int8 activations x per-channel int8 weights by default.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +11,14 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from . import kernels, progress
 from .affine_quantized import as_weight, packed_weight_of
+from .calibration import observe, observer_of, remove_observer
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,
     ACLInt8DynamicActivationInt8WeightConfig,
     ACLInt8StaticActivationInt8WeightConfig,
 )
-from .observers import make_observer, observed_quantization
+from .observers import DEFAULT, make_observer, name_of, observed_quantization
 from .tensor import ACLPackedTensor, check_weight
-
-#: Where a prepared layer keeps its observer.
-_OBSERVER = "activation_observer"
-#: Where it keeps the handle of the hook that shows the observer its inputs.
-_OBSERVING = "_observing_inputs"
 
 
 class _ExtraRepr:
@@ -76,7 +71,7 @@ def _replace_weight(
     """Puts ``quantize(weight)`` in place of a parameter; leaves the module as it was if that cannot be done."""
     weight = _weight_of(module, parameter_name)
     if packed_weight_of(weight) is not None:
-        _remove_observer(module)
+        remove_observer(module)
         return module
     name = _described(module, parameter_name)
     try:
@@ -87,7 +82,7 @@ def _replace_weight(
     kernels.warn_if_slow(packed.kernel, name, *packed.problem)
     setattr(module, parameter_name, torch.nn.Parameter(as_weight(packed), requires_grad=False))
     module.extra_repr = _ExtraRepr(module, parameter_name)  # type: ignore[method-assign]
-    _remove_observer(module)
+    remove_observer(module)
     progress.layer_done()
     return module
 
@@ -116,16 +111,21 @@ def _quantize_int8_static(
     module: torch.nn.Module, config: ACLInt8StaticActivationInt8WeightConfig, *, parameter_name: str = "weight"
 ) -> torch.nn.Module:
     if config.step == "prepare":
-        return _observe(module, config, parameter_name)
+        return _prepare(module, config, parameter_name)
     layout = config.layout()
 
     def quantization() -> tuple[Tensor, Tensor]:
         if config.step is None:
             scale = torch.tensor([config.act_scale], dtype=torch.float32)
             return scale, torch.tensor([config.act_zero_point], dtype=config.act_dtype)
-        observer = getattr(module, _OBSERVER, None)
+        observer = observer_of(module)
         if observer is None:
             raise ValueError("it has no observer: quantize_ with step='prepare' and calibrate before step='convert'")
+        if config.observer not in (None, name_of(observer)):
+            raise ValueError(
+                f"it was prepared with the observer {name_of(observer)!r}, not {config.observer!r}: give both steps "
+                "the same, or only step='prepare'"
+            )
         if (observer.mapping_type, observer.target_dtype) != (config.act_mapping_type, config.act_dtype):
             raise ValueError(
                 f"it was prepared for {observer.mapping_type} {observer.target_dtype} activations, not for "
@@ -138,10 +138,10 @@ def _quantize_int8_static(
     )
 
 
-def _observe(
+def _prepare(
     module: torch.nn.Module, config: ACLInt8StaticActivationInt8WeightConfig, parameter_name: str
 ) -> torch.nn.Module:
-    """Puts an observer in front of a linear layer; one that is there already is replaced."""
+    """Puts an observer in front of a linear layer that is not quantized yet."""
     if packed_weight_of(_weight_of(module, parameter_name)) is not None:
         return module
     if not isinstance(module, torch.nn.Linear) or parameter_name != "weight":
@@ -150,27 +150,8 @@ def _observe(
             f"{name} cannot be calibrated: only the weights of nn.Linear layers can, which multiply their input. "
             "Give its act_scale in one shot, or leave it out"
         )
-    _remove_observer(module)
-    setattr(module, _OBSERVER, make_observer(config.observer, config.act_mapping_type, config.act_dtype))
-    # Kept by the module, so that a copy of the module has its own.
-    setattr(module, _OBSERVING, module.register_forward_pre_hook(_see_input, with_kwargs=True))
+    observe(module, make_observer(config.observer or DEFAULT, config.act_mapping_type, config.act_dtype))
     return module
-
-
-def _remove_observer(module: torch.nn.Module) -> None:
-    """Takes a layer's observer away, if it has one, with all that came with it."""
-    handle: Any = getattr(module, _OBSERVING, None)
-    if handle is not None:
-        handle.remove()
-        delattr(module, _OBSERVING)
-        delattr(module, _OBSERVER)
-
-
-def _see_input(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    input = args[0] if args else kwargs["input"]
-    # What the observer keeps must not be an inference tensor, which could not be changed outside of inference mode.
-    with torch.inference_mode(False), torch.no_grad():
-        getattr(module, _OBSERVER)(input.detach().float())
 
 
 try:  # torchao 0.16 lists what FqnToConfig may apply to single parameters; newer ones apply anything

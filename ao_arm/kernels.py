@@ -6,12 +6,10 @@ import json
 import math
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-
-from . import _ops, text_table
+from . import _ops
 
 FORCE = "AO_ARM_KERNEL"
 """Environment variable that names the one kernel to use, or one for int8 and one for 4-bit weights, separated by a
@@ -107,63 +105,3 @@ def warn_if_slow(chosen: str, layer: str, *problem: Any) -> None:
                 f"{'; '.join(kernel.reasons)}. ao_arm.explain(model) lists all layers.",
                 stacklevel=2,
             )
-
-
-@dataclass(frozen=True)
-class LayerExplanation:
-    """How one layer is computed.
-
-    Attributes:
-        name: the layer's qualified name in the model.
-        shape: (n, k) of its weight.
-        scheme: how it is quantized, or "not quantized".
-        kernel: the kernel's id, or "torch" for layers that are not quantized by ao_arm.
-        packing_format: how the kernel arranged the weight.
-        rejected: for each kernel that could not be taken, its reasons.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    scheme: str
-    kernel: str
-    packing_format: str = ""
-    rejected: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-class Explanation(tuple[LayerExplanation, ...]):
-    """The layers of a model; prints as a table."""
-
-    def __str__(self) -> str:
-        header = ("layer", "n x k", "scheme", "kernel", "packing format")
-        rows = [
-            (layer.name, f"{layer.shape[0]} x {layer.shape[1]}", layer.scheme, layer.kernel, layer.packing_format)
-            for layer in self
-        ]
-        lines = text_table.with_rule(header, rows)
-        reasons = {kernel: why for layer in self for kernel, why in layer.rejected.items()}
-        lines += [f"not {kernel}: {'; '.join(why)}" for kernel, why in reasons.items()]
-        return "\n".join(lines)
-
-
-def explain(model: torch.nn.Module) -> Explanation:
-    """Per linear layer: the scheme, the kernel chosen when its weight was packed, and why each other one was not.
-
-    Args:
-        model: any module; layers that ao_arm did not quantize are listed too.
-    """
-    from .affine_quantized import packed_weight_of
-
-    layers = []
-    for name, module in model.named_modules():
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            full_name = f"{name}.{parameter_name}" if parameter_name != "weight" else name
-            packed = packed_weight_of(parameter)
-            if packed is not None:
-                info = json.loads(_ops.packed_weight_info(packed._bytes()))
-                rejected = {kernel.id: kernel.reasons for kernel in list(*packed.problem) if kernel.reasons}
-                shape, scheme, packing_format = packed.weight_shape, packed.scheme, info["packing_format"]
-                layers.append(LayerExplanation(full_name, shape, scheme, info["kernel"], packing_format, rejected))
-            elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
-                n, k = parameter.shape
-                layers.append(LayerExplanation(full_name, (n, k), f"not quantized ({parameter.dtype})", "torch"))
-    return Explanation(layers)

@@ -14,8 +14,8 @@ from torchao.quantization.granularity import PerTensor
 from torchao.quantization.observer import AffineQuantizedMinMaxObserver
 from torchao.quantization.quant_primitives import MappingType
 
-#: Least scale: float32's epsilon, as for dynamic activations.
-_LEAST_SCALE = 2.0**-23
+from .reference import LEAST_SCALE
+
 #: Values from here on have ranges whose width float32 cannot hold.
 _TOO_LARGE = 2.0**126
 
@@ -72,7 +72,7 @@ class HistogramObserver(AffineQuantizedMinMaxObserver):
             return input
         if not hasattr(self, "counts"):
             self.counts = torch.zeros(self.bins, dtype=torch.float64)
-            self.width = 2 * max(largest, _LEAST_SCALE) / self.bins
+            self.width = 2 * max(largest, LEAST_SCALE) / self.bins
         while largest > self.width * self.bins / 2:
             quarter = self.bins // 4
             merged = self.counts.view(-1, 2).sum(dim=1)
@@ -115,7 +115,7 @@ class HistogramObserver(AffineQuantizedMinMaxObserver):
         """The summed squared error of quantizing the bins' centres to 256 steps in [low, high], one of which is 0."""
         occupied = self.counts.nonzero()[:, 0]
         centres = (occupied.double() + 0.5 - self.bins / 2) * self.width
-        scale = max((high - low) / 255, _LEAST_SCALE)
+        scale = max((high - low) / 255, LEAST_SCALE)
         zero = 128 if self.mapping_type == MappingType.SYMMETRIC else min(round(-low / scale), 255)
         rounded = ((centres / scale).round().clamp(-zero, 255 - zero)) * scale
         return ((rounded - centres).square() * self.counts[occupied]).sum()
@@ -129,6 +129,10 @@ OBSERVERS: dict[str, Callable[..., Any]] = {
 }
 
 
+#: What it takes without one.
+DEFAULT = "minmax"
+
+
 def make_observer(name: str, mapping: MappingType, dtype: torch.dtype) -> Any:
     """An observer for one scale of int8 or uint8 activations.
 
@@ -138,8 +142,13 @@ def make_observer(name: str, mapping: MappingType, dtype: torch.dtype) -> Any:
         dtype: torch.int8 or torch.uint8.
     """
     return OBSERVERS[name](
-        mapping, dtype, PerTensor(), eps=_LEAST_SCALE, scale_dtype=torch.float32, zero_point_dtype=torch.int32
+        mapping, dtype, PerTensor(), eps=LEAST_SCALE, scale_dtype=torch.float32, zero_point_dtype=torch.int32
     )
+
+
+def name_of(observer: Any) -> str:
+    """The key of ``OBSERVERS`` by which an observer was made; its class if it is none of them."""
+    return next((name for name, kind in OBSERVERS.items() if kind is type(observer)), type(observer).__name__)
 
 
 def observed_quantization(observer: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -141,7 +141,13 @@ def _asymmetric_candidates(groups: Tensor, scale_dtype: torch.dtype, search: boo
 
 def _rounded(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Scales that the dtype can hold, in float32, none nearer to 0 than the least scale."""
-    return torch.where(scale.abs() < _LEAST_SCALE, _LEAST_SCALE, scale).to(dtype).float()
+    scale = torch.where(scale.abs() < _LEAST_SCALE, _LEAST_SCALE, scale)
+    if dtype == torch.float32:
+        return scale
+    # As .to(dtype).float() rounds, half to even. Inductor leaves that out unless emulate_precision_casts is set: then
+    # values would be chosen by other scales than those that are kept.
+    bits = scale.view(torch.int32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & -0x10000).view(torch.float32)
 
 
 def _quantize_groups(groups: Tensor, scale: Tensor, zero: Tensor) -> _Grouped:

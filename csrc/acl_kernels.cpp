@@ -8,6 +8,7 @@
 //
 // ACL picks a micro-kernel by m, and micro-kernels differ in how they pack. A weight is packed for the one that ACL
 // picks for a whole block of rows; a smaller block is run with the next larger m for which ACL picks the same.
+#include "architecture.h"
 #include "kernel.h"
 
 #if defined(__aarch64__)
@@ -35,6 +36,7 @@ double cost(const Problem& problem, const CpuFeatures& cpu) {
 #include <arm_compute/runtime/Tensor.h>
 #include <arm_compute/runtime/experimental/operators/CpuGEMMLowp.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <memory>
@@ -501,14 +503,12 @@ const Kernel kAclKernel = {"acl/s8s32+epilogue",
 namespace ao_arm {
 namespace {
 
-void reject(const Problem&, std::vector<std::string>& reasons) {
-#if defined(__aarch64__)
-    reasons.push_back(
-        "this ao_arm was built without Arm Compute Library: install it (Debian, Ubuntu: libarm-compute-dev, 24.11 or "
-        "newer; elsewhere set ACL_ROOT_DIR) and reinstall ao_arm");
-#else
-    reasons.push_back("it is built for AArch64 only");
-#endif
+void reject(const Problem& problem, std::vector<std::string>& reasons) {
+    reject_elsewhere<Architecture::kAArch64>(problem, reasons);
+    if (kArchitecture == Architecture::kAArch64)
+        reasons.push_back(
+            "this ao_arm was built without Arm Compute Library: install it (Debian, Ubuntu: libarm-compute-dev, 24.11 "
+            "or newer; elsewhere set ACL_ROOT_DIR) and reinstall ao_arm");
 }
 
 #if defined(__aarch64__)

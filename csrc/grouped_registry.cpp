@@ -28,10 +28,8 @@ std::string nearest_groups(int64_t k, int64_t wanted) {
 std::vector<std::string> general_reasons(const GroupedProblem& problem) {
     std::vector<std::string> reasons;
     const int64_t n = problem.n, k = problem.k, group = problem.group;
-    if (n < 1 || k < 1) {
-        reasons.push_back("n and k must be at least 1, not " + std::to_string(n) + " and " + std::to_string(k));
-        return reasons;
-    }
+    check_sizes(n, k, reasons);
+    if (n < 1 || k < 1) return reasons;
     if (group < 1 || k % group != 0)
         reasons.push_back("k = " + std::to_string(k) + " is no multiple of the group size " + std::to_string(group) +
                           "; group sizes that fit: " + nearest_groups(k, group));
@@ -39,9 +37,6 @@ std::vector<std::string> general_reasons(const GroupedProblem& problem) {
         reasons.push_back("the group size " + std::to_string(group) + " is neither a multiple of " +
                           std::to_string(kGroupedStep) + " nor k = " + std::to_string(k) +
                           "; group sizes that fit: " + nearest_groups(k, group));
-    if (k > kMaxK)
-        reasons.push_back("with k = " + std::to_string(k) + " a sum of products may not fit in int32 (k may be " +
-                          std::to_string(kMaxK) + " at most)");
     if (problem.scale_type == DType::kFloat16) reasons.push_back("scales must be bfloat16 or float32, not float16");
     return reasons;
 }

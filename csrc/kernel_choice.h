@@ -1,6 +1,7 @@
 // How a kernel is chosen from a table: the same for every kind of kernel.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,9 @@
 namespace ao_arm {
 
 std::string join(const std::vector<std::string>& parts);  // "a; b; c"
+
+// Appends why no kernel can serve a weight of shape (n, k).
+void check_sizes(int64_t n, int64_t k, std::vector<std::string>& reasons);
 
 // A table: the rows of the files that CMakeLists.txt lists, in that order. Each file defines a function of its own name
 // that gives its rows, and kernel_files.h, which CMake writes, names them all.

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "architecture.h"
 #include "kernel.h"
 #include "neon_gemm.h"
 
@@ -49,14 +50,6 @@ bool unpack(const uint8_t* panel, int64_t columns, int64_t k, int8_t* values) {
     return true;
 }
 
-void reject(const Problem&, std::vector<std::string>& reasons) {
-#if defined(__aarch64__)
-    static_cast<void>(reasons);
-#else
-    reasons.push_back("it is built for AArch64 only");
-#endif
-}
-
 // Fixed cycles of a call, and multiply-accumulates a cycle: modelled on Neoverse V1 (i8mm) and N1 (dotprod).
 template <int64_t kStep, int kMacsPerCycle>
 double cost(const Problem& problem, const CpuFeatures&) {
@@ -80,7 +73,7 @@ constexpr Kernel row(const char* id, const char* summary, uint32_t features, Pac
     return {id,
             summary,
             features,
-            reject,
+            reject_elsewhere<Architecture::kAArch64, Problem>,
             gemm == nullptr ? nullptr : cost<kStep, kMacsPerCycle>,
             packing_format<kStep>,
             padded<kStep>,

@@ -17,30 +17,18 @@ float scale_at(const GroupedProblem& problem, const GroupedValues& values, int64
                                                  : BFloat16::load(static_cast<const uint16_t*>(values.scale)[index]);
 }
 
-// A header that passed check_usable, by its checksum.
-struct Checked {
-    uint64_t checksum = 0;
-    PackedGroupedWeight weight = {};
-};
-
 // Whether an intact header's kernel can serve here. Returns an error message, empty on success.
 std::string check_usable(const PackedHeader& header, PackedGroupedWeight* weight) {
-    const std::string packed_by = std::string("this weight was packed by the kernel ") + header.kernel;
     if (header.scheme != static_cast<int32_t>(Scheme::kInt4Grouped))
-        return packed_by + " for int8, but this op takes 4-bit weights in groups.";
-    const GroupedKernel* kernel = find_in(grouped_kernels(), header.kernel);
-    if (kernel == nullptr) return packed_by + ", which this ao_arm does not have. " + kRepack;
+        return packed_by(header) + " for int8, but this op takes 4-bit weights in groups.";
+    const GroupedKernel* kernel = nullptr;
     const GroupedProblem problem{header.n, header.k, header.group, static_cast<DType>(header.scale_type),
                                  header.zero_points != 0};
-    const std::vector<std::string> reasons = reject_reasons(*kernel, problem);
-    if (!reasons.empty()) return packed_by + ", which cannot run here: " + join(reasons) + ". " + kRepack;
-    const std::string format = kernel->packing_format(problem);
-    if (format != header.packing_format)
-        return packed_by + " for " + header.packing_format + "; on this CPU it needs " + format + ". " + kRepack;
+    const auto format_of = [&](const GroupedKernel& packer) { return packer.packing_format(problem); };
+    const std::string unusable = find_packer(header, grouped_kernels(), problem, format_of, &kernel);
+    if (!unusable.empty()) return unusable;
     *weight = plan(*kernel, problem, nullptr);
-    if (header.panel_columns != kernel->column_step || weight->total_bytes() != header.total_bytes)
-        return packed_by + " in another arrangement than this ao_arm reads. " + kRepack;
-    return "";
+    return check_arrangement(header, kernel->column_step, weight->total_bytes());
 }
 
 }  // namespace
@@ -96,21 +84,9 @@ void unpack_grouped_weight(const PackedGroupedWeight& weight, const GroupedValue
 }
 
 std::string open_packed_grouped_weight(const uint8_t* bytes, int64_t size, PackedGroupedWeight* weight) {
-    PackedHeader header;
-    const std::string error = read_header(bytes, size, &header);
-    if (!error.empty()) return error;
-    // Equal checksums mean equal headers: see open_packed_weight.
-    static thread_local Checked recent[16];
-    Checked& slot = recent[header.checksum % 16];
-    if (slot.weight.kernel == nullptr || slot.checksum != header.checksum) {
-        PackedGroupedWeight usable = {};
-        const std::string unusable = check_usable(header, &usable);
-        if (!unusable.empty()) return unusable;
-        slot = {header.checksum, usable};
-    }
-    *weight = slot.weight;
+    const std::string error = open_header(bytes, size, check_usable, weight);
     weight->base = bytes;
-    return "";
+    return error;
 }
 
 }  // namespace ao_arm

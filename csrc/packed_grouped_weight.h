@@ -13,7 +13,7 @@
 #include <string>
 
 #include "grouped_kernel.h"
-#include "packed_weight.h"
+#include "packed_header.h"
 
 namespace ao_arm {
 

@@ -12,38 +12,9 @@
 #include <string>
 
 #include "kernel.h"
+#include "packed_header.h"
 
 namespace ao_arm {
-
-struct PackedHeader {
-    char magic[8];     // "AOARMPW" and a zero byte
-    uint32_t version;  // kPackedVersion
-    int32_t scheme;    // Scheme
-    int64_t n;
-    int64_t k;
-    int64_t panel_columns;
-    int64_t total_bytes;
-    char kernel[32];          // Kernel::id, zero-padded
-    char packing_format[96];  // Kernel::packing_format, zero-padded
-    int64_t group;            // the rest is of grouped weights (packed_grouped_weight.h) and else zero
-    int32_t scale_type;       // DType
-    int32_t zero_points;      // 1 if there are some
-    uint8_t reserved[56];     // zero
-    uint64_t checksum;        // of all bytes before it
-};
-static_assert(sizeof(PackedHeader) == 256, "the header is part of the format");
-
-constexpr uint32_t kPackedVersion = 1;
-
-// Puts in the mark, the version, names and, last, the checksum. `format` must be shorter than its field.
-void complete_header(const std::string& kernel, const std::string& format, PackedHeader* header);
-
-// Reads a header from `size` bytes and checks that it is whole: mark, version, checksum, total_bytes. Returns an error
-// message that says what to do, empty on success.
-std::string read_header(const uint8_t* bytes, int64_t size, PackedHeader* header);
-
-// What to do with packed bytes that cannot be used here.
-extern const char* const kRepack;
 
 // Where the parts of a packed weight lie. With no base, the plan of one that is still to be made.
 struct PackedWeight {

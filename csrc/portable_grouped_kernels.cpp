@@ -1,4 +1,5 @@
 // The table's rows for 4-bit weights on any CPU, one for each instruction set. They share one packing format.
+#include "architecture.h"
 #include "grouped_block.h"
 #include "grouped_kernel.h"
 #include "portable_grouped_gemm.h"
@@ -23,13 +24,7 @@ float unit(const GroupedProblem&) { return 1; }
 
 void reject_nothing(const GroupedProblem&, std::vector<std::string>&) {}
 
-void reject_off_x86(const GroupedProblem&, std::vector<std::string>& reasons) {
-#if defined(__x86_64__)
-    static_cast<void>(reasons);
-#else
-    reasons.push_back("it is built for x86-64 only");
-#endif
-}
+constexpr auto kX86Only = reject_elsewhere<Architecture::kX86, GroupedProblem>;
 
 // Fixed cycles of a call, and multiply-accumulates a cycle: rough estimates that only have to put the rows in order.
 template <int kMacsPerCycle>
@@ -73,9 +68,9 @@ const GroupedKernel kGroupedPortableBaseline =
     row<4>("portable/int4_baseline", "no more than any CPU of the architecture has", kNoFeature, reject_nothing,
            isa_baseline::grouped_gemm);
 const GroupedKernel kGroupedPortableAvx2 =
-    row<24>("portable/int4_avx2", "AVX2's multiplication of bytes", kAvx2, reject_off_x86, kAvx2Gemm);
+    row<24>("portable/int4_avx2", "AVX2's multiplication of bytes", kAvx2, kX86Only, kAvx2Gemm);
 const GroupedKernel kGroupedPortableAvx512Vnni =
-    row<80>("portable/int4_avx512vnni", "AVX-512's dot products of bytes", kAvx512Vnni, reject_off_x86, kAvx512Gemm);
+    row<80>("portable/int4_avx512vnni", "AVX-512's dot products of bytes", kAvx512Vnni, kX86Only, kAvx512Gemm);
 
 std::vector<const GroupedKernel*> portable_grouped_kernels() {
     return {&kGroupedPortableAvx512Vnni, &kGroupedPortableAvx2, &kGroupedPortableBaseline};

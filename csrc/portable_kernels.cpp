@@ -2,6 +2,7 @@
 // format: the values themselves, each row padded with zeros.
 #include <cstring>
 
+#include "architecture.h"
 #include "kernel.h"
 #include "portable_gemm.h"
 
@@ -30,22 +31,7 @@ bool unpack(const uint8_t* panel, int64_t columns, int64_t k, int8_t* values) {
     return true;
 }
 
-enum class Architecture { kAny, kX86, kAArch64 };
-
-#if defined(__x86_64__)
-constexpr Architecture kHere = Architecture::kX86;
-#elif defined(__aarch64__)
-constexpr Architecture kHere = Architecture::kAArch64;
-#else
-constexpr Architecture kHere = Architecture::kAny;
-#endif
-
-template <Architecture kArchitecture>
-void reject(const Problem&, std::vector<std::string>& reasons) {
-    if (kArchitecture == Architecture::kAny || kArchitecture == kHere) return;
-    reasons.push_back(kArchitecture == Architecture::kX86 ? "it is built for x86-64 only"
-                                                          : "it is built for AArch64 only");
-}
+void reject_nothing(const Problem&, std::vector<std::string>&) {}
 
 // Fixed cycles of a call, and multiply-accumulates a cycle: modelled on Neoverse V1 (i8mm) and N1 (dotprod, baseline),
 // rough estimates for x86.
@@ -54,12 +40,13 @@ double cost(const Problem& problem, const CpuFeatures&) {
     return 300.0 + 16.0 * static_cast<double>(problem.n) * static_cast<double>(padded(problem.k)) / kMacsPerCycle;
 }
 
-template <Architecture kArchitecture, int kMacsPerCycle>
-constexpr Kernel row(const char* id, const char* summary, uint32_t features, bool (*gemm)(const PanelGemm&)) {
+template <int kMacsPerCycle>
+constexpr Kernel row(const char* id, const char* summary, uint32_t features,
+                     void (*reject)(const Problem&, std::vector<std::string>&), bool (*gemm)(const PanelGemm&)) {
     return {id,
             summary,
             features,
-            reject<kArchitecture>,
+            reject,
             gemm == nullptr ? nullptr : cost<kMacsPerCycle>,
             packing_format,
             padded,
@@ -87,18 +74,21 @@ constexpr bool (*kDotprodGemm)(const PanelGemm&) = nullptr;
 constexpr bool (*kI8mmGemm)(const PanelGemm&) = nullptr;
 #endif
 
+constexpr auto kX86Only = reject_elsewhere<Architecture::kX86, Problem>;
+constexpr auto kAArch64Only = reject_elsewhere<Architecture::kAArch64, Problem>;
+
 }  // namespace
 
 const Kernel kPortableBaseline =
-    row<Architecture::kAny, 4>("portable/baseline", "plain C++ for any CPU", kNoFeature, isa_baseline::portable_gemm);
-const Kernel kPortableAvx2 =
-    row<Architecture::kX86, 24>("portable/avx2", "plain C++, compiled for AVX2", kAvx2, kAvx2Gemm);
-const Kernel kPortableAvx512Vnni = row<Architecture::kX86, 80>(
-    "portable/avx512vnni", "plain C++, compiled for AVX-512 VNNI", kAvx512Vnni, kAvx512Gemm);
-const Kernel kPortableDotprod = row<Architecture::kAArch64, 29>(
-    "portable/dotprod", "plain C++, compiled for dot product instructions", kDotprod, kDotprodGemm);
-const Kernel kPortableI8mm = row<Architecture::kAArch64, 58>(
-    "portable/i8mm", "plain C++, compiled for dot product and int8 matrix instructions", kDotprod | kI8mm, kI8mmGemm);
+    row<4>("portable/baseline", "plain C++ for any CPU", kNoFeature, reject_nothing, isa_baseline::portable_gemm);
+const Kernel kPortableAvx2 = row<24>("portable/avx2", "plain C++, compiled for AVX2", kAvx2, kX86Only, kAvx2Gemm);
+const Kernel kPortableAvx512Vnni =
+    row<80>("portable/avx512vnni", "plain C++, compiled for AVX-512 VNNI", kAvx512Vnni, kX86Only, kAvx512Gemm);
+const Kernel kPortableDotprod = row<29>("portable/dotprod", "plain C++, compiled for dot product instructions",
+                                        kDotprod, kAArch64Only, kDotprodGemm);
+const Kernel kPortableI8mm =
+    row<58>("portable/i8mm", "plain C++, compiled for dot product and int8 matrix instructions", kDotprod | kI8mm,
+            kAArch64Only, kI8mmGemm);
 
 std::vector<const Kernel*> portable_kernels() {
     return {&kPortableI8mm, &kPortableDotprod, &kPortableAvx512Vnni, &kPortableAvx2, &kPortableBaseline};

@@ -12,9 +12,6 @@ namespace ao_arm {
 // All kernels that ao_arm knows, also those that this CPU or this build cannot run.
 const std::vector<const Kernel*>& kernels();
 
-// Null if there is none of this id.
-const Kernel* find_kernel(const std::string& id);
-
 // Every reason why the kernel cannot serve the problem on this CPU. Empty means that it can.
 std::vector<std::string> reject_reasons(const Kernel& kernel, const Problem& problem);
 

@@ -4,16 +4,11 @@
 #include "row_routines.h"
 
 #include "element_types.h"
-
-#if defined(__aarch64__)
-#include <arm_neon.h>
-#endif
+#include "row_blocks.h"
 
 namespace ao_arm {
 namespace AO_ARM_ISA {
 namespace {
-
-constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
 
 // Independent partial results, so that a reduction waits for no earlier step: a few vectors of any length.
 constexpr int kLanes = 32;
@@ -50,55 +45,7 @@ RowRange absolute_range(const void* row, int64_t k) {
     return {-magnitude, magnitude, largest < T::kInfinity};
 }
 
-#if defined(__aarch64__)
-inline void load16(const float* x, float32x4_t (&v)[4], Float32) {
-    for (int i = 0; i < 4; ++i) v[i] = vld1q_f32(x + 4 * i);
-}
-
-inline void load16(const uint16_t* x, float32x4_t (&v)[4], BFloat16) {
-    for (int i = 0; i < 2; ++i) {
-        const uint16x8_t bits = vld1q_u16(x + 8 * i);
-        v[2 * i] = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16));
-        v[2 * i + 1] = vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16));
-    }
-}
-
-inline void load16(const uint16_t* x, float32x4_t (&v)[4], Float16) {
-    for (int i = 0; i < 2; ++i) {
-        const float16x8_t half = vreinterpretq_f16_u16(vld1q_u16(x + 8 * i));
-        v[2 * i] = vcvt_f32_f16(vget_low_f16(half));
-        v[2 * i + 1] = vcvt_high_f32_f16(half);
-    }
-}
-
-// NEON's minimum and maximum keep a NaN, so the extremes alone tell whether all are finite.
-template <class T>
-RowRange range(const void* row, int64_t k) {
-    const auto* x = static_cast<const typename T::Storage*>(row);
-    float32x4_t low0, low1, high0, high1, v[4];
-    low0 = low1 = high0 = high1 = vdupq_n_f32(T::load(x[0]));
-    const auto take = [&]() __attribute__((always_inline)) {
-        low0 = vminq_f32(low0, vminq_f32(v[0], v[1]));
-        low1 = vminq_f32(low1, vminq_f32(v[2], v[3]));
-        high0 = vmaxq_f32(high0, vmaxq_f32(v[0], v[1]));
-        high1 = vmaxq_f32(high1, vmaxq_f32(v[2], v[3]));
-    };
-    const int64_t blocks_end = k / 16 * 16;
-    if (blocks_end < k) {
-        typename T::Storage rest[16];
-        for (int lane = 0; lane < 16; ++lane) rest[lane] = x[blocks_end + lane < k ? blocks_end + lane : 0];
-        load16(rest, v, T());
-        take();
-    }
-    for (int64_t i = 0; i < blocks_end; i += 16) {
-        load16(x + i, v, T());
-        take();
-    }
-    const float minimum = vminvq_f32(vminq_f32(low0, low1)), maximum = vmaxvq_f32(vmaxq_f32(high0, high1));
-    const auto finite = [](float value) { return (bits_of(value) & 0x7FFFFFFF) < 0x7F800000; };
-    return {minimum, maximum, finite(minimum) && finite(maximum)};
-}
-#else
+#if !defined(__aarch64__)
 // As signed integers, bit patterns order like their values once the magnitude bits of negative ones are flipped.
 template <class T>
 RowRange range(const void* row, int64_t k) {
@@ -119,164 +66,6 @@ RowRange range(const void* row, int64_t k) {
     };
     const Bits lowest_finite = static_cast<Bits>(~T::kInfinity);  // just below the smallest finite value
     return {value_of(least), value_of(greatest), least > lowest_finite && greatest < T::kInfinity};
-}
-#endif
-
-constexpr float kLargestBias = 2147483520.0f;  // the last float below 2^31
-
-#if defined(__aarch64__)
-// Whole blocks of a row; each returns how many elements it did. NEON rounds half to even and saturates while it
-// converts and narrows, which compilers do not find out by themselves. What fits in 16 bits is rounded
-// by adding 1.5 * 2^23, as elsewhere here: cheaper than a conversion, and it leaves the integer in the low bits.
-template <class T, bool kFits>
-int64_t quantize_blocks(const typename T::Storage* x, int64_t k, float inverse_scale, int32_t zero_point, int8_t* q) {
-    const int16x8_t offset = vdupq_n_s16(static_cast<int16_t>(zero_point));
-    const auto narrowed = [](float32x4_t low, float32x4_t high) __attribute__((always_inline)) {
-        if (!kFits) return vqmovn_high_s32(vqmovn_s32(vcvtnq_s32_f32(low)), vcvtnq_s32_f32(high));
-        const float32x4_t magic = vdupq_n_f32(kMagic);
-        return vuzp1q_s16(vreinterpretq_s16_f32(vaddq_f32(low, magic)), vreinterpretq_s16_f32(vaddq_f32(high, magic)));
-    };
-    int64_t i = 0;
-    for (; i + 16 <= k; i += 16) {
-        float32x4_t v[4];
-        load16(x + i, v, T());
-        for (int part = 0; part < 4; ++part) v[part] = vmulq_n_f32(v[part], inverse_scale);
-        const int16x8_t low = vqaddq_s16(narrowed(v[0], v[1]), offset);
-        const int16x8_t high = vqaddq_s16(narrowed(v[2], v[3]), offset);
-        vst1q_s8(q + i, vqmovn_high_s16(vqmovn_s16(low), high));
-    }
-    return i;
-}
-
-inline void store8(float* out, float32x4_t low, float32x4_t high, Float32) {
-    vst1q_f32(out, low);
-    vst1q_f32(out + 4, high);
-}
-
-inline void store8(uint16_t* out, float32x4_t low, float32x4_t high, BFloat16) {
-    const auto rounded = [](float32x4_t value) {
-        const uint32x4_t bits = vreinterpretq_u32_f32(value);
-        const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
-        const uint32x4_t sum = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7FFF)), odd);
-        return vbslq_u32(vceqq_f32(value, value), sum, vdupq_n_u32(0x7FC00000));  // a NaN stays one
-    };
-    vst1q_u16(out, vshrn_high_n_u32(vshrn_n_u32(rounded(low), 16), rounded(high), 16));
-}
-
-inline void store8(uint16_t* out, float32x4_t low, float32x4_t high, Float16) {
-    vst1q_u16(out, vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(low), high)));
-}
-
-template <class T, bool kHasZeroPoint, bool kHasBias, bool kClamped>
-int64_t epilogue_blocks(const EpilogueRow& row, int64_t n, typename T::Storage* out) {
-    const int32x4_t zero_point = vdupq_n_s32(row.zero_point);
-    const float32x4_t minimum = vdupq_n_f32(row.minimum), maximum = vdupq_n_f32(row.maximum);
-    // By value: a store to `out` might change what is read through `row`, as far as the compiler knows.
-    const auto value_at = [=, row = row](int64_t j) {
-        int32x4_t sum = vld1q_s32(row.accumulators + j);
-        if (kHasZeroPoint) sum = vmlsq_s32(sum, zero_point, vld1q_s32(row.column_sums + j));
-        const float32x4_t scale = vmulq_n_f32(vld1q_f32(row.weight_scale + j), row.token_scale);
-        float32x4_t value = vmulq_f32(scale, vcvtq_f32_s32(sum));
-        if (kHasBias) value = vaddq_f32(value, vld1q_f32(row.bias + j));
-        return kClamped ? vminq_f32(vmaxq_f32(value, minimum), maximum) : value;
-    };
-    int64_t j = 0;
-    for (; j + 8 <= n; j += 8) store8(out + j, value_at(j), value_at(j + 4), T());
-    return j;
-}
-
-// vcvtnq makes 0 of a NaN, as the plain loop does.
-inline int64_t fold_columns_blocks(const FoldedColumns& columns, int64_t n) {
-    const float input_scale = columns.input_scale, inverse_output_scale = 1.0f / columns.output_scale;
-    const int32x4_t zero_point = vdupq_n_s32(-columns.input_zero_point);
-    const float32x4_t greatest = vdupq_n_f32(kLargestBias), least = vnegq_f32(greatest);
-    int64_t j = 0;
-    for (; j + 4 <= n; j += 4) {
-        const float32x4_t scale = vmulq_n_f32(vld1q_f32(columns.weight_scale + j), input_scale);
-        int32x4_t offset = vmulq_s32(zero_point, vld1q_s32(columns.column_sums + j));
-        if (columns.bias != nullptr) {
-            const float32x4_t bias = vdivq_f32(vld1q_f32(columns.bias + j), scale);
-            offset = vqaddq_s32(vcvtnq_s32_f32(vminq_f32(vmaxq_f32(bias, least), greatest)), offset);
-        }
-        vst1q_s32(columns.offsets + j, offset);
-        vst1q_f32(columns.multipliers + j, vmulq_n_f32(scale, inverse_output_scale));
-    }
-    return j;
-}
-
-// Clamped values are rounded by adding 1.5 * 2^23 (see below), which runs on more pipes than a conversion, and leaves
-// the integer in the low bytes.
-template <class Byte>
-int64_t requantize_blocks(const RequantizeRow& row, int64_t n, Byte* out) {
-    const float32x4_t least = vdupq_n_f32(static_cast<float>(row.least - row.zero_point));
-    const float32x4_t greatest = vdupq_n_f32(static_cast<float>(row.greatest - row.zero_point));
-    const uint8x16_t zero_point = vdupq_n_u8(static_cast<uint8_t>(row.zero_point));
-    const auto value_at = [=, row = row](int64_t j) {
-        const int32x4_t sum = vqaddq_s32(vld1q_s32(row.accumulators + j), vld1q_s32(row.offsets + j));
-        const float32x4_t value = vmulq_f32(vcvtq_f32_s32(sum), vld1q_f32(row.multipliers + j));
-        const float32x4_t bounded = vminq_f32(vmaxq_f32(value, least), greatest);
-        return vreinterpretq_u16_f32(vaddq_f32(bounded, vdupq_n_f32(kMagic)));
-    };
-    const auto values_at = [&](int64_t j) { return vreinterpretq_u8_u16(vuzp1q_u16(value_at(j), value_at(j + 4))); };
-    int64_t j = 0;
-    for (; j + 16 <= n; j += 16)
-        vst1q_u8(reinterpret_cast<uint8_t*>(out + j), vaddq_u8(vuzp1q_u8(values_at(j), values_at(j + 8)), zero_point));
-    return j;
-}
-
-// kRows rows from `row` on, of which `out` is the first.
-template <class T, bool kHasBias, bool kClamps, int kRows>
-int64_t scale_sums_blocks(const SumsRows& given, int64_t row, int64_t n, typename T::Storage* out) {
-    const float32x4_t least = vdupq_n_f32(given.least), greatest = vdupq_n_f32(given.greatest);
-    // By value, as above.
-    const float* const sums = given.sums + row * given.sums_stride;
-    const float* const column_sums = given.column_sums;
-    const float* const bias = given.bias;
-    const int64_t sums_stride = given.sums_stride, out_stride = given.out_stride;
-    float token_scale[kRows], zero_point[kRows];
-    for (int i = 0; i < kRows; ++i) {
-        token_scale[i] = given.token_scale[row + i];
-        zero_point[i] = given.zero_point[row + i];
-    }
-    int64_t j = 0;
-    for (; j + 8 <= n; j += 8) {
-        float32x4_t of_column[2], added[2], values[kRows][2];
-        for (int half = 0; half < 2; ++half) {
-            of_column[half] = vld1q_f32(column_sums + j + 4 * half);
-            if (kHasBias) added[half] = vld1q_f32(bias + j + 4 * half);
-            for (int i = 0; i < kRows; ++i) {
-                const float32x4_t sum =
-                    vfmsq_n_f32(vld1q_f32(sums + i * sums_stride + j + 4 * half), of_column[half], zero_point[i]);
-                const float32x4_t value =
-                    kHasBias ? vfmaq_n_f32(added[half], sum, token_scale[i]) : vmulq_n_f32(sum, token_scale[i]);
-                values[i][half] = kClamps ? vminq_f32(vmaxq_f32(value, least), greatest) : value;
-            }
-        }
-        for (int i = 0; i < kRows; ++i) store8(out + i * out_stride + j, values[i][0], values[i][1], T());
-    }
-    return j;
-}
-#else
-inline int64_t fold_columns_blocks(const FoldedColumns&, int64_t) { return 0; }
-
-template <class Byte>
-int64_t requantize_blocks(const RequantizeRow&, int64_t, Byte*) {
-    return 0;
-}
-
-template <class T, bool kHasBias, bool kClamps, int kRows>
-int64_t scale_sums_blocks(const SumsRows&, int64_t, int64_t, typename T::Storage*) {
-    return 0;
-}
-
-template <class T, bool kFits>
-int64_t quantize_blocks(const typename T::Storage*, int64_t, float, int32_t, int8_t*) {
-    return 0;
-}
-
-template <class T, bool kHasZeroPoint, bool kHasBias, bool kClamped>
-int64_t epilogue_blocks(const EpilogueRow&, int64_t, typename T::Storage*) {
-    return 0;
 }
 #endif
 

@@ -1,5 +1,6 @@
 """What the tests have in common: the kernels of this CPU, sizes, values, and comparisons of floats by their bits."""
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,8 +79,23 @@ def fits(kernel: str, *problem: int) -> bool:
 
 def packed_in(layer: torch.nn.Module) -> ao_arm.ACLPackedTensor:
     """The packed weight of a layer that `quantize_` replaced the weight of."""
-    weight = layer.weight
-    return weight.tensor_impl if HAS_AQT else weight
+    packed = ao_arm.packed_weight_of(layer.weight)
+    assert packed is not None, f"{layer} has no packed weight"
+    return packed
+
+
+def saved(value: Any) -> io.BytesIO:
+    """What torch.save writes, to be read from the beginning."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return file
+
+
+def saved_and_loaded(model: torch.nn.Module) -> torch.nn.Module:
+    """A whole model, written and read."""
+    loaded: torch.nn.Module = torch.load(saved(model), weights_only=False)
+    return loaded
 
 
 #: The shape (n, k) of weights that have any of the layouts: groups of 32 and whole rows divide k.

@@ -23,8 +23,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ao_arm")
 
-#: Fails for kernels in no one's `kernels_met`, so it has to run last.
-LAST = "test_every_kernel_of_this_cpu_met_a_case"
+#: Fail for kernels in no one's `kernels_met`, so they have to run last.
+LAST = ("test_every_kernel_of_this_cpu_met_a_case", "test_every_int4_kernel_of_this_cpu_met_a_case")
 _left_out = pytest.StashKey[bool]()
 
 
@@ -71,4 +71,4 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.name == LAST)
+    items.sort(key=lambda item: item.name in LAST)

@@ -13,8 +13,7 @@ from torchao.quantization import quantize_
 from torchao.quantization.quant_primitives import MappingType
 
 import ao_arm
-from ao_arm import reference
-from ao_arm.affine_quantized import packed_weight_of
+from ao_arm import packed_weight_of, reference
 from ao_arm.passes import chain_static_layers
 from ao_arm.passes.chains import ChainedLinear
 

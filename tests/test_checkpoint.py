@@ -1,7 +1,6 @@
 """Weights written and read again: torch.save, pickle, safetensors; what is refused, and how memory is used."""
 
 import copy
-import io
 import json
 import pickle
 import re
@@ -12,15 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tensors import assert_same_weight
 from torchao.quantization import FqnToConfig, MappingType, quantize_
 
 import ao_arm
-from ao_arm import checkpoint
-from ao_arm.affine_quantized import packed_weight_of
+from ao_arm import checkpoint, packed_weight_of
 
 LAYERS = ("0.weight", "2.weight", "3.weight")
 
@@ -52,27 +52,11 @@ def inputs() -> torch.Tensor:
     return torch.randn(5, 96)
 
 
-def saved(value: Any) -> io.BytesIO:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    buffer.seek(0)
-    return buffer
-
-
 def assert_same(left: torch.nn.Module, right: torch.nn.Module, inputs: torch.Tensor) -> None:
-    """Same int8 values and scales, of weights and of activations, same outputs."""
+    """Same weights, same outputs."""
     for name in LAYERS:
         ours, theirs = (packed_weight_of(model.get_parameter(name)) for model in (left, right))
-        assert ours is not None and theirs is not None, name
-        for part in ("qdata", "scale", "zero_point"):
-            mine, other = getattr(ours, part), getattr(theirs, part)
-            assert mine is other if mine is None else torch.equal(mine, other), (name, part)
-        assert ours.weight_dtype == theirs.weight_dtype, name
-        assert ours.get_layout() == theirs.get_layout(), name
-        if ours.get_layout().is_static:
-            assert torch.equal(ours.act_scale, theirs.act_scale), name
-            assert ours.act_zero_point.dtype == theirs.act_zero_point.dtype == torch.uint8, name
-            assert torch.equal(ours.act_zero_point, theirs.act_zero_point), name
+        assert_same_weight(ours, theirs, name)
     with torch.no_grad():
         assert torch.equal(left(inputs), right(inputs))
 
@@ -80,7 +64,7 @@ def assert_same(left: torch.nn.Module, right: torch.nn.Module, inputs: torch.Ten
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_state_dict_loads_with_weights_only(dtype: torch.dtype, inputs: torch.Tensor) -> None:
     model = quantized_model(dtype)
-    state = torch.load(saved(model.state_dict()), weights_only=True)
+    state = torch.load(cases.saved(model.state_dict()), weights_only=True)
     other = quantized_model(dtype)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -98,7 +82,7 @@ def test_loading_replaces_other_values(inputs: torch.Tensor) -> None:
     quantize(other)
     packed_weight_of(other[2].weight).act_scale.mul_(3)
     assert not torch.equal(model(inputs), other(inputs))
-    other.load_state_dict(torch.load(saved(model.state_dict()), weights_only=True))
+    other.load_state_dict(torch.load(cases.saved(model.state_dict()), weights_only=True))
     assert_same(model, other, inputs)
 
 
@@ -106,7 +90,7 @@ def test_state_dict_loads_into_a_meta_model(inputs: torch.Tensor) -> None:
     model = quantized_model()
     with torch.device("meta"):
         other = fp32_model()
-    other.load_state_dict(torch.load(saved(model.state_dict()), weights_only=True), assign=True)
+    other.load_state_dict(torch.load(cases.saved(model.state_dict()), weights_only=True), assign=True)
     assert_same(model, other, inputs)
 
 
@@ -128,7 +112,7 @@ def test_misplaced_state_dicts_are_refused_with_what_to_do() -> None:
 @pytest.mark.parametrize(
     "round_trip",
     [
-        pytest.param(lambda model: torch.load(saved(model), weights_only=False), id="torch.save"),
+        pytest.param(cases.saved_and_loaded, id="torch.save"),
         pytest.param(lambda model: pickle.loads(pickle.dumps(model)), id="pickle"),
         pytest.param(copy.deepcopy, id="deepcopy"),
     ],
@@ -148,7 +132,7 @@ def test_pre_scale_is_kept(inputs: torch.Tensor) -> None:
     model[2].weight.act_pre_scale = torch.linspace(0.5, 2, 400)
     model[3].weight.act_pre_scale = torch.linspace(0.5, 2, 64)
     assert not torch.equal(model(inputs), before)
-    other = torch.load(saved(model), weights_only=False)
+    other = cases.saved_and_loaded(model)
     assert_same(model, other, inputs)
     for i in (0, 2, 3):
         assert torch.equal(other[i].weight.act_pre_scale, model[i].weight.act_pre_scale)

@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import io
 import json
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,15 +13,14 @@ from typing import Any
 import cases
 import pytest
 import torch
+from tensors import assert_same_weight
 from torch import Tensor
 from torchao.core.config import AOBaseConfig, config_from_dict, config_to_dict
 from torchao.quantization import FqnToConfig, quantize_
-from torchao.quantization.granularity import PerTensor
 from torchao.quantization.quant_primitives import MappingType
 
 import ao_arm
-from ao_arm import packing
-from ao_arm.affine_quantized import packed_weight_of
+from ao_arm import packed_weight_of, packing
 
 pytestmark = pytest.mark.one_cpu
 
@@ -160,22 +158,6 @@ def test_quantizing_again_changes_nothing(first: AOBaseConfig) -> None:
 # --- configurations as text ---
 
 
-@pytest.mark.parametrize("mapping", [MappingType.SYMMETRIC, MappingType.ASYMMETRIC], ids=lambda mapping: mapping.name)
-def test_configurations_survive_json(mapping: MappingType) -> None:
-    for config in (
-        ao_arm.acl_int8_dynamic(mapping),
-        ao_arm.acl_int8_dynamic(mapping, act_granularity=PerTensor(), weight_granularity=PerTensor()),
-        ao_arm.acl_int8_static("prepare", act_mapping_type=mapping, observer="histogram"),
-        ao_arm.acl_int8_static("convert", act_mapping_type=mapping, weight_granularity=PerTensor()),
-        ao_arm.acl_int8_static(None, 0.1, 0, mapping),
-        ao_arm.acl_int4_grouped(64, mapping, torch.float32, search=True),
-        ao_arm.acl_int4_grouped(None, mapping),
-    ):
-        restored = config_from_dict(json.loads(json.dumps(config_to_dict(config))))
-        assert type(restored) is type(config)
-        assert restored == config
-
-
 def test_configurations_inside_fqn_to_config_survive_json() -> None:
     configs = {"0": ao_arm.acl_int8_static(None, 0.1, 3, MappingType.ASYMMETRIC, torch.uint8), "2": None, "3": GROUPED}
     config = FqnToConfig(OrderedDict(configs))
@@ -192,14 +174,9 @@ def test_configurations_inside_fqn_to_config_survive_json() -> None:
 # --- copies and conversions of models ---
 
 
-def saved_and_loaded(model: torch.nn.Module) -> torch.nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded], ids=["deepcopy", "torch.save and torch.load"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, cases.saved_and_loaded], ids=["deepcopy", "torch.save and torch.load"]
+)
 @EACH_FIRST
 def test_copies_show_their_own_weight(
     first: AOBaseConfig, copied: Callable[[torch.nn.Module], torch.nn.Module]
@@ -247,17 +224,6 @@ def test_models_change_their_dtype(first: AOBaseConfig, dtype: torch.dtype) -> N
 
 
 # --- state dicts ---
-
-
-def test_plain_weights_do_not_load_into_a_quantized_model() -> None:
-    with pytest.raises(RuntimeError, match="load it into the model before quantize_"):
-        quantized_model().load_state_dict(float_model().state_dict())
-
-
-def test_packed_weights_do_not_load_into_a_plain_model() -> None:
-    message = r"quantize_ the model first, or use load_state_dict\(..., assign=True\)"
-    with pytest.raises(RuntimeError, match=message):
-        float_model().load_state_dict(quantized_model().state_dict())
 
 
 def test_assign_replaces_weights_of_either_kind() -> None:
@@ -344,7 +310,9 @@ def test_a_compiled_embedding_that_shares_the_packed_weight(config: AOBaseConfig
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("copied", [lambda model: model, copy.deepcopy, saved_and_loaded], ids=["it", "copy", "loaded"])
+@pytest.mark.parametrize(
+    "copied", [lambda model: model, copy.deepcopy, cases.saved_and_loaded], ids=["it", "copy", "loaded"]
+)
 @EACH_FIRST
 def test_an_embedding_that_shares_the_packed_weight(
     first: AOBaseConfig, copied: Callable[[torch.nn.Module], torch.nn.Module]
@@ -445,8 +413,7 @@ def test_tensors_for_other_processes_arrive_as_they_are() -> None:
         assert (received.shape, received.dtype) == (sent.shape, sent.dtype)
         assert torch.equal(received.dequantize(), sent.dequantize())
         ours, theirs = packed_weight_of(sent), packed_weight_of(received)
-        assert ours is not None and theirs is not None
-        assert theirs.get_layout() == ours.get_layout()
+        assert_same_weight(theirs, ours)
         assert list(theirs._inner()) == list(ours._inner())
         assert all(torch.equal(inner, theirs._inner()[name]) for name, inner in ours._inner().items())
 

@@ -1,4 +1,7 @@
+"""The demo: its figures, its options, and how it ends when it cannot go on."""
+
 import argparse
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -17,6 +20,8 @@ from ao_arm import _ops, kernels
 from ao_arm.__main__ import SUBCOMMANDS, main
 from ao_arm.demo import emulated, encoder, latency, schemes
 from ao_arm.demo.accuracy import compare
+from ao_arm.demo.command import DEMOS
+from ao_arm.demo.errors import DemoError
 from ao_arm.demo.figures import MODELS, kernel_uses, linear_bytes
 
 PACKAGES = ("rich", "transformers", encoder.MODEL_PACKAGE)
@@ -127,10 +132,21 @@ def test_each_model_is_timed_in_each_round(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
-def test_wrong_embeddings_end_the_demo(wrong: float) -> None:
+def test_wrong_embeddings_are_an_error(wrong: float) -> None:
     reference = torch.nn.functional.normalize(torch.randn(len(encoder.SENTENCES), 8, generator=torch.manual_seed(0)))
-    with pytest.raises(SystemExit, match="the embeddings of ao_arm are wrong"):
+    with pytest.raises(DemoError, match=r"^the embeddings of ao_arm are wrong"):
         compare("ao_arm", reference, reference * wrong, 0.9)
+
+
+@needs_model
+@pytest.mark.parametrize("model", DEMOS)
+def test_an_error_of_the_demo_is_one_line(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise DemoError("it is wrong")
+
+    monkeypatch.setitem(DEMOS, model, dataclasses.replace(DEMOS[model], packages=("rich",), measure=fail))
+    with pytest.raises(SystemExit, match=r"^ao_arm demo: it is wrong$"):
+        main(["demo", "--model", model])
 
 
 def test_accuracy_of_slightly_wrong_embeddings() -> None:
@@ -158,9 +174,9 @@ def test_kernels_are_counted_and_layers_left_out_are_named() -> None:
     assert not_quantized == ("second",)
 
 
-def test_an_unfit_forced_kernel_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfit_forced_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.FORCE, "none/such")
-    with pytest.raises(SystemExit, match=r"ao_arm demo: .*none/such"):
+    with pytest.raises(DemoError, match=r"^ao_arm cannot quantize the model: .*none/such"):
         schemes.quantized("ao_arm", TinyEncoder(), lambda model: quantize_(model, ao_arm.acl_int8_dynamic()))
 
 
@@ -258,7 +274,7 @@ def test_the_checkout_is_found_around_the_current_folder(tmp_path: Path, monkeyp
     inside = tmp_path / "checkout" / "tutorials"
     inside.mkdir(parents=True)
     monkeypatch.chdir(inside)
-    with pytest.raises(SystemExit, match="--arm64 needs a source checkout"):
+    with pytest.raises(DemoError, match=r"^--arm64 needs a source checkout"):
         emulated.run_emulated(argparse.Namespace())
     folder = tmp_path / "checkout" / "tests" / "arm64"
     folder.mkdir(parents=True)

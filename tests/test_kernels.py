@@ -15,6 +15,7 @@ from torchao.quantization import MappingType, quantize_
 
 import ao_arm
 from ao_arm import kernels
+from ao_arm.explanation import Explanation, LayerExplanation
 
 SHAPES = [(1, 1), (7, 33), (64, 64), (384, 768), (768, 768)] + ([] if cases.EMULATED_CPU else [(3072, 768)])
 ACL = "acl/s8s32+epilogue"
@@ -111,6 +112,13 @@ def test_explain_prints_a_table_and_the_reasons() -> None:
         if row.reasons:
             assert f"not {row.id}: {'; '.join(row.reasons)}" in text
     assert str(ao_arm.explain(nn.ReLU())).startswith("layer")
+
+
+def test_explain_prints_what_each_layer_was_refused_for() -> None:
+    layers = [
+        LayerExplanation(str(i), (1, 1), "some", "a", rejected={"b": (why,)}) for i, why in enumerate(("x", "y", "x"))
+    ]
+    assert str(Explanation(layers)).splitlines()[-2:] == ["not b: x", "not b: y"]
 
 
 # --- forcing a kernel ---

@@ -13,6 +13,7 @@ from torchao.quantization import quantize_
 import ao_arm
 from ao_arm.__main__ import main
 from ao_arm.demo import language_figures, language_model, language_tables, latency
+from ao_arm.demo.errors import DemoError
 from ao_arm.demo.language_figures import Agreement
 
 pytestmark = [
@@ -110,8 +111,8 @@ def test_figures_and_table_of_a_small_model(
 
 
 @pytest.mark.parametrize(("sqnr", "same"), [(float("nan"), 32), (3.0, 32), (30.0, 2)])
-def test_wrong_logits_end_the_demo(sqnr: float, same: int) -> None:
-    with pytest.raises(SystemExit, match="the logits of int4 are wrong"):
+def test_wrong_logits_are_an_error(sqnr: float, same: int) -> None:
+    with pytest.raises(DemoError, match=r"^the logits of int4 are wrong"):
         language_figures.check("int4", Agreement(sqnr, 10.0, same, 2))
 
 

@@ -215,6 +215,16 @@ def test_groups_are_quantized_by_the_formula(
                 assert zero_point[row, group] == expected_zero
 
 
+def test_scales_are_rounded_to_bfloat16_as_torch_rounds() -> None:
+    """By integers, so that no compiler leaves it out."""
+    patterns = torch.randint(-(2**31), 2**31, (100_000,)).to(torch.int32)
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32) << 16
+    scale = torch.cat([patterns, *(halves | low for low in (0, 0x7FFF, 0x8000, 0x8001))]).view(torch.float32)
+    scale = scale[~scale.isnan() & (scale.abs() >= 2.0**-23)]
+    assert torch.equal(quantize._rounded(scale, torch.bfloat16), scale.bfloat16().float())
+    assert torch.equal(quantize._rounded(scale, torch.float32), scale)
+
+
 def test_the_largest_magnitude_takes_the_value_without_counterpart() -> None:
     weight = torch.tensor([[8.0, *range(-7, 8), *[0.0] * 16], [-8.0, *range(-7, 8), *[0.0] * 16]])
     qdata, scale, _ = quantize_weight_in_groups(weight, 32, True, torch.float32)

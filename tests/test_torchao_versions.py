@@ -6,7 +6,6 @@ one.
 
 import importlib.metadata
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from pytest_runs import Outcome
 
 pytestmark = pytest.mark.x86
 
@@ -67,12 +67,6 @@ def folder_of(version: str) -> Path:
     return final
 
 
-def failures_in(output: str) -> str:
-    """pytest's reports of what failed, without the progress before them; everything when there are none."""
-    match = re.search(r"^=+ (FAILURES|ERRORS) =+$.*", output, re.MULTILINE | re.DOTALL)
-    return match[0] if match else output
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 def test_all_tests_with_torchao(version: str) -> None:
     if importlib.metadata.version("torchao") == version:
@@ -102,10 +96,9 @@ def test_all_tests_with_torchao(version: str) -> None:
     imported = run("-c", "import torchao; print(torchao.__version__)").stdout
     assert imported.split()[-1:] == [version], f"Python imports another torchao, or none: {imported}"
     done = run(*PYTEST, *OPTIONS)
-    summary = (done.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
-    if done.returncode or not re.search(r"\b[1-9]\d* passed", summary):
+    outcome = Outcome(done.returncode, done.stdout)
+    if outcome.exit_code or not outcome.passed:
         pytest.fail(
-            f"with torchao {version} pytest ended with exit code {done.returncode}\n{failures_in(done.stdout)}",
-            pytrace=False,
+            f"with torchao {version} pytest ended with exit code {outcome.exit_code}\n{outcome.failures}", pytrace=False
         )
-    print(f"torchao {version}: {summary}")
+    print(f"torchao {version}: {outcome.summary}")

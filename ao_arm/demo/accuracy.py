@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import DemoError
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -20,12 +22,16 @@ class Accuracy:
 
 
 def compare(name: str, reference: Tensor, embeddings: Tensor, least_cosine: float) -> Accuracy:
-    """The accuracy of a model's embeddings; ends the demo if they are wrong rather than rounded."""
+    """The accuracy of a model's embeddings.
+
+    Raises:
+        DemoError: if they are wrong rather than rounded: timing them would mean nothing.
+    """
     cosine = (reference * embeddings).sum(dim=1).double()
     # Written so that NaN fails.
     if not (embeddings.isfinite().all() and cosine.mean() > least_cosine):
-        raise SystemExit(
-            f"ao_arm demo: the embeddings of {name} are wrong (mean cosine to fp32 {cosine.mean():.4f}, which must be "
+        raise DemoError(
+            f"the embeddings of {name} are wrong (mean cosine to fp32 {cosine.mean():.4f}, which must be "
             f"above {least_cosine}), so nothing is timed. Please report this with the output of python -m ao_arm info."
         )
     return Accuracy(

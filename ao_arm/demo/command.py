@@ -17,6 +17,7 @@ from .. import command_line, info
 from . import figures, language_figures, language_tables, tables
 from .emulated import run_emulated
 from .encoder import MODEL_PACKAGE
+from .errors import DemoError
 from .schemes import DEFAULT, SCHEMES
 
 
@@ -85,17 +86,27 @@ def run(args: argparse.Namespace) -> int:
             f"ao_arm demo: --scheme and --asymmetric are for {MINILM}: --model {args.model} shows all schemes"
         )
     if args.arm64:
-        return run_emulated(args)
+        with _in_one_line():
+            return run_emulated(args)
     command_line.require("demo", "demo", *demo.packages)
     if args.threads:
         torch.set_num_threads(args.threads)
     timing = not args.no_timing and not info.system().emulated
-    with _progress(demo.steps(timing)) as report, command_line.quiet():
+    with _in_one_line(), _progress(demo.steps(timing)) as report, command_line.quiet():
         measured = demo.measure(args, timing, report)
     if args.json:
         args.json.write_text(json.dumps(dataclasses.asdict(measured), indent=2) + "\n")
     demo.show(measured)
     return 0
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Ends the program with what a ``DemoError`` says."""
+    try:
+        yield
+    except DemoError as error:
+        raise SystemExit(f"ao_arm demo: {error}") from None
 
 
 @contextmanager

@@ -7,13 +7,19 @@ import importlib
 import sys
 from pathlib import Path
 
+from .errors import DemoError
+
 
 def run_emulated(args: argparse.Namespace) -> int:
-    """Runs the same demo on an emulated CPU, with its output going where ours goes; returns its exit code."""
+    """Runs the same demo on an emulated CPU, with its output going where ours goes; returns its exit code.
+
+    Raises:
+        DemoError: if there is no such CPU, no source checkout, or no machine to be had.
+    """
     sys.path.insert(0, str(emulated_machine_folder()))
     machine = importlib.import_module("machine")
     if args.cpu not in machine.CPUS:
-        raise SystemExit(f"ao_arm demo: --cpu must be one of {', '.join(machine.CPUS)}, not {args.cpu}")
+        raise DemoError(f"--cpu must be one of {', '.join(machine.CPUS)}, not {args.cpu}")
 
     def report(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -23,7 +29,7 @@ def run_emulated(args: argparse.Namespace) -> int:
             report(f"arm64: starting Python on {args.cpu}; the demo takes a minute or two there")
             exit_code: int = process.wait()
     except (machine.Unavailable, machine.BuildError) as error:
-        raise SystemExit(f"ao_arm demo: the emulated machine is unavailable: {error}") from None
+        raise DemoError(f"the emulated machine is unavailable: {error}") from None
     return exit_code
 
 
@@ -34,8 +40,8 @@ def emulated_machine_folder() -> Path:
         folder = checkout / "tests" / "arm64"
         if (folder / "machine.py").is_file():
             return folder
-    raise SystemExit(
-        f"ao_arm demo: --arm64 needs a source checkout, for its tests/arm64: there is none at {here} nor around "
+    raise DemoError(
+        f"--arm64 needs a source checkout, for its tests/arm64: there is none at {here} nor around "
         f"{current}. Run the command from a checkout of ao_arm."
     )
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchao.quantization.quant_primitives import MappingType
 
-from .. import info, kernels
+from .. import info
+from ..explanation import explain
 from .accuracy import Accuracy, compare, count_same_subject
 from .encoder import MODEL, SENTENCES, SUBJECT_OF, Encoder, embed
 from .latency import Latency, time_models
@@ -113,7 +114,7 @@ def linear_bytes(model: torch.nn.Module) -> int:
 
 def kernel_uses(model: torch.nn.Module) -> tuple[tuple[KernelUse, ...], tuple[str, ...]]:
     """Which kernels serve how many layers, and the names of linear layers that ao_arm does not serve."""
-    layers = kernels.explain(model)
+    layers = explain(model)
     served = Counter((layer.kernel, layer.packing_format) for layer in layers if layer.packing_format)
     uses = tuple(KernelUse(kernel, packing, count) for (kernel, packing), count in served.items())
     return uses, tuple(layer.name for layer in layers if not layer.packing_format)

@@ -16,6 +16,7 @@ from torchao.quantization import FqnToConfig, quantize_
 from .. import info
 from ..config import acl_int4_grouped, acl_int8_dynamic
 from .accuracy import sqnr_db
+from .errors import DemoError
 from .figures import KernelUse, kernel_uses, linear_bytes
 from .language_model import (
     Size,
@@ -128,12 +129,12 @@ def measure_size(size: Size, timing: bool, report: Callable[[str], None]) -> Lan
 
 
 def check(name: str, agreement: Agreement) -> None:
-    """Ends the demo if a model computes something else than its weights say: timing would mean nothing."""
+    """Raises ``DemoError`` if a model computes something else than its weights say: timing would mean nothing."""
     sqnr, same = agreement.sqnr_to_dequantized_db, agreement.tokens_as_dequantized
     # Written so that NaN fails.
     if not (sqnr >= LEAST_SQNR_DB and same >= LEAST_SAME_TOKENS):
-        raise SystemExit(
-            f"ao_arm demo: the logits of {name} are wrong: SQNR to its dequantized weights {sqnr:.1f} dB, which must "
+        raise DemoError(
+            f"the logits of {name} are wrong: SQNR to its dequantized weights {sqnr:.1f} dB, which must "
             f"be {LEAST_SQNR_DB} or more, and {same} first tokens the same, which must be {LEAST_SAME_TOKENS} or more; "
             "so nothing is timed. Please report this with the output of python -m ao_arm info."
         )

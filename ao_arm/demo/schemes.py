@@ -27,6 +27,7 @@ from ..config import acl_int4_grouped, acl_int8_dynamic, acl_int8_static
 from ..layout import HAS_AQT
 from ..observers import make_observer
 from .encoder import Batch
+from .errors import DemoError
 
 
 class Quantize(Protocol):
@@ -129,10 +130,14 @@ DEFAULT = "int8-dynamic"
 
 
 def quantized(name: str, model: torch.nn.Module, quantize: Callable[[torch.nn.Module], None]) -> torch.nn.Module:
-    """A quantized copy; ``quantize`` does it in place."""
+    """A quantized copy; ``quantize`` does it in place.
+
+    Raises:
+        DemoError: if it cannot.
+    """
     made = copy.deepcopy(model)
     try:
         quantize(made)
     except (ValueError, NotImplementedError, AssertionError) as error:  # torchao 0.16 asserts that it is symmetric
-        raise SystemExit(f"ao_arm demo: {name} cannot quantize the model: {error}") from None
+        raise DemoError(f"{name} cannot quantize the model: {error}") from None
     return made

@@ -19,8 +19,7 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 from torchao.quantization import FqnToConfig, MappingType, quantize_
 
 import ao_arm
-from ao_arm import reference
-from ao_arm.affine_quantized import packed_weight_of
+from ao_arm import packed_weight_of, reference
 
 
 def model() -> torch.nn.Sequential:

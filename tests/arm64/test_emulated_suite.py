@@ -5,16 +5,15 @@ those marked `x86` are left out here and those marked `one_cpu` run on one model
 """
 
 import os
-import re
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 
 import pytest
 from cache import Report
 from machine import CPUS, Machine
+from pytest_runs import Outcome
 
 CHOSEN = tuple(filter(None, os.environ.get("AO_ARM_EMULATED_CPUS", "").split(","))) or CPUS
 
@@ -24,31 +23,6 @@ PROCESSES = 2
 REPORT_SECONDS = 60.0
 
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-rfE", "tests", "--ignore=tests/arm64")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an emulated pytest ended: its exit code and what it printed."""
-
-    exit_code: int
-    output: str
-
-    @property
-    def summary(self) -> str:
-        """pytest's last line: how many tests passed, failed and were skipped."""
-        return next((line.strip("= ") for line in reversed(self.output.splitlines()) if line.strip()), "no output")
-
-    @property
-    def passed(self) -> int:
-        """The number of tests that passed."""
-        match = re.search(r"(\d+) passed", self.summary)
-        return int(match[1]) if match else 0
-
-    @property
-    def failures(self) -> str:
-        """The reports of what failed, without the progress before them; everything when there are none."""
-        match = re.search(r"^=+ (FAILURES|ERRORS) =+$.*", self.output, re.MULTILINE | re.DOTALL)
-        return match[0] if match else self.output
 
 
 def marker_expression(cpu: str) -> str:

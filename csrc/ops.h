@@ -1,0 +1,57 @@
+// The custom ops as ops.cpp registers them. What each computes is said in ao_arm/reference.py, what it is for in
+// ao_arm/_ops.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+
+namespace ao_arm {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// --- int8_ops.cpp ---
+
+Tensor linear_int8_dynamic(const Tensor& input, const Tensor& packed_weight, const Tensor& weight_scale,
+                           const std::optional<Tensor>& bias, bool symmetric, bool per_token);
+Tensor linear_int8_static(const Tensor& input, const Tensor& packed_weight, const Tensor& weight_scale,
+                          const std::optional<Tensor>& bias, const Tensor& input_scale, const Tensor& input_zero_point,
+                          const std::optional<Tensor>& output_scale, const std::optional<Tensor>& output_zero_point,
+                          std::optional<ScalarType> output_dtype, std::optional<double> output_min,
+                          std::optional<double> output_max);
+Tensor matmul_int8(const Tensor& qdata, const Tensor& packed_weight);
+std::tuple<Tensor, Tensor, Tensor> quantize_activations(const Tensor& input, bool symmetric);
+
+// --- int4_ops.cpp ---
+
+Tensor linear_qta8a_qga4w(const Tensor& input, const Tensor& packed_weight, int64_t n,
+                          const std::optional<Tensor>& bias, const std::optional<Tensor>& act_scale,
+                          const std::optional<Tensor>& act_zero_point, std::optional<double> output_min,
+                          std::optional<double> output_max);
+
+// --- packing_ops.cpp ---
+
+Tensor pack_int8(const Tensor& qdata, std::string kernel);
+Tensor unpack_int8(const Tensor& packed_weight, int64_t n, int64_t k);
+Tensor pack_int4(const Tensor& qdata, const Tensor& scale, const std::optional<Tensor>& zero_point, std::string kernel);
+std::tuple<Tensor, Tensor, Tensor> unpack_int4(const Tensor& packed_weight, int64_t n, int64_t k, int64_t group_size,
+                                               bool float_scales, bool zero_points);
+
+// --- information_ops.cpp ---
+
+std::string select_kernel_int8(int64_t n, int64_t k, std::string forced);
+std::string select_kernel_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points,
+                               std::string forced);
+int64_t packed_bytes_int8(int64_t n, int64_t k, std::string kernel);
+int64_t packed_bytes_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points,
+                          std::string kernel);
+std::string kernel_table_int8(int64_t n, int64_t k);
+std::string kernel_table_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points);
+std::string packed_weight_info(const Tensor& packed_weight);
+std::string system_info();
+
+}  // namespace ao_arm
