@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what this process runs on and the kernel table for a layer, or its line of the support table; returns 0."""
+    """Prints what this process runs on and the kernel table for a layer, or a line of the support table; returns 0."""
     if args.support:
         print(*support.HEADER, support.line(), sep="\n")
         return 0

@@ -1,4 +1,4 @@
-"""On AArch64 without Arm Compute Library and KleidiAI: ao_arm still builds and is right, and warns where it is slower."""
+"""On AArch64 without Arm Compute Library and KleidiAI: ao_arm builds and is right, and warns where it is slower."""
 
 import pytest
 from machine import Machine
