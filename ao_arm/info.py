@@ -34,8 +34,8 @@ _CPU_PARTS = {
 }
 
 _NO_ACL = (
-    "not in this build. On AArch64 it is needed for the best int8 kernel: install Arm Compute Library 24.11 or newer "
-    "(Debian, Ubuntu: libarm-compute-dev libkleidiai-dev; or set ACL_ROOT_DIR) and build ao_arm again"
+    "not in this build. AArch64 CPUs without dot product instructions need it for int8 layers: install Arm Compute "
+    "Library 24.11 or newer (Debian, Ubuntu: libarm-compute-dev; or set ACL_ROOT_DIR) and build ao_arm again"
 )
 
 

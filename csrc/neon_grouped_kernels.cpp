@@ -1,4 +1,5 @@
 // The table's rows for our own 4-bit micro-kernels on AArch64.
+#include "architecture.h"
 #include "grouped_block.h"
 #include "grouped_kernel.h"
 #include "neon_grouped_gemm.h"
@@ -10,13 +11,7 @@
 namespace ao_arm {
 namespace {
 
-void reject(const GroupedProblem&, std::vector<std::string>& reasons) {
-#if defined(__aarch64__)
-    static_cast<void>(reasons);
-#else
-    reasons.push_back("it is built for AArch64 only");
-#endif
-}
+constexpr auto reject = reject_elsewhere<Architecture::kAArch64, GroupedProblem>;
 
 // Modelled multiply-accumulates a cycle, and cycles for each group of each output.
 template <int kMacsPerCycle, int kGroupsPerCycle>

@@ -27,6 +27,8 @@ int64_t packed_bytes(const Kernel& kernel, int64_t n, int64_t k) {
 }
 
 std::string pack_weight(const Kernel& kernel, int64_t n, int64_t k, const int8_t* values, uint8_t* bytes) {
+    for (int64_t i = 0; i < n * k; ++i)
+        if (values[i] == -128) return "qdata must lie in [-127, 127], but holds -128";
     const std::string format = kernel.packing_format(n, k);
     PackedHeader header = {};
     if (format.empty() || format.size() >= sizeof header.packing_format)
