@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -118,7 +119,7 @@ def _system_lines(this: System) -> Iterator[str]:
         "compiler": compiler,
         "linked in": ", ".join(linked) or "nothing",
     }
-    if "Arm Compute Library" not in this.build:
+    if "Arm Compute Library" not in this.build and platform.machine() in ("aarch64", "arm64"):
         facts["ACL"] = _NO_ACL
     if kernels.FORCE in os.environ:
         facts[kernels.FORCE] = os.environ[kernels.FORCE]

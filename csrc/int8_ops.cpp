@@ -22,8 +22,8 @@ LinearInt8 checked_layer(const Tensor& input, const Tensor& packed_weight, const
         fail("weight_scale must have one element for each of the " + std::to_string(n) + " output channels");
     layer.bias_dtype = checked_bias(bias, n);
     layer.weight_scale = static_cast<const float*>(weight_scale.const_data_ptr());
-    layer.minimum = -INFINITY;
-    layer.maximum = INFINITY;
+    layer.least = -INFINITY;
+    layer.greatest = INFINITY;
     return layer;
 }
 
@@ -113,8 +113,8 @@ Tensor linear_int8_static(const Tensor& input, const Tensor& packed_weight, cons
                  torch::headeronly::toString(output_type));
     }
     const Bounds bounds = checked_bounds(output_min, output_max);
-    layer.minimum = bounds.least;
-    layer.maximum = bounds.greatest;
+    layer.least = bounds.least;
+    layer.greatest = bounds.greatest;
     return run_layer(layer, input, bias, output_type);
 }
 

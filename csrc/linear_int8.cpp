@@ -184,11 +184,11 @@ class Epilogue {
           bias_(bias),
           offsets_(scratch.offsets),
           multipliers_(scratch.multipliers),
-          clamped_(layer.minimum > -INFINITY || layer.maximum < INFINITY) {
+          clamped_(layer.least > -INFINITY || layer.greatest < INFINITY) {
         if (is_float(layer.output_dtype)) return;
         const bool is_signed = layer.output_dtype == DType::kInt8;
-        least_ = std::max(is_signed ? -128 : 0, quantized(layer.minimum));
-        greatest_ = std::min(is_signed ? 127 : 255, quantized(layer.maximum));
+        least_ = std::max(is_signed ? -128 : 0, quantized(layer.least));
+        greatest_ = std::min(is_signed ? 127 : 255, quantized(layer.greatest));
         row_routines().fold_columns({layer.weight_scale, layer.weight.column_sums(), bias, layer.input_scale,
                                      gemm_zero_point(layer), layer.output_scale, scratch.offsets, scratch.multipliers},
                                     layer.weight.n);
@@ -210,7 +210,7 @@ class Epilogue {
         } else if (token.finite) {
             routines.epilogue[dtype]({accumulators, layer_.weight.column_sums() + column, layer_.weight_scale + column,
                                       bias_ == nullptr ? nullptr : bias_ + column, token.scale, token.zero_point,
-                                      clamped_, layer_.minimum, layer_.maximum},
+                                      clamped_, layer_.least, layer_.greatest},
                                      columns, out);
         } else {
             routines.fill_nan[dtype](columns, out);

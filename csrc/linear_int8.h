@@ -31,8 +31,8 @@ struct LinearInt8 {
     int32_t input_zero_point;   // of activations as int8; uint8 ones are moved by 128
     float output_scale;         // these two only for int8 and uint8 outputs
     int32_t output_zero_point;
-    float minimum;  // outputs are clamped to these two; infinite if they are not
-    float maximum;
+    float least;  // outputs are clamped to these two; infinite if they are not
+    float greatest;
 };
 
 // Threads that this much work can repay.

@@ -111,7 +111,7 @@ inline void store8(uint16_t* out, float32x4_t low, float32x4_t high, Float16) {
 template <class T, bool kHasZeroPoint, bool kHasBias, bool kClamped>
 int64_t epilogue_blocks(const EpilogueRow& row, int64_t n, typename T::Storage* out) {
     const int32x4_t zero_point = vdupq_n_s32(row.zero_point);
-    const float32x4_t minimum = vdupq_n_f32(row.minimum), maximum = vdupq_n_f32(row.maximum);
+    const float32x4_t least = vdupq_n_f32(row.least), greatest = vdupq_n_f32(row.greatest);
     // By value: a store to `out` might change what is read through `row`, as far as the compiler knows.
     const auto value_at = [=, row = row](int64_t j) {
         int32x4_t sum = vld1q_s32(row.accumulators + j);
@@ -119,7 +119,7 @@ int64_t epilogue_blocks(const EpilogueRow& row, int64_t n, typename T::Storage* 
         const float32x4_t scale = vmulq_n_f32(vld1q_f32(row.weight_scale + j), row.token_scale);
         float32x4_t value = vmulq_f32(scale, vcvtq_f32_s32(sum));
         if (kHasBias) value = vaddq_f32(value, vld1q_f32(row.bias + j));
-        return kClamped ? vminq_f32(vmaxq_f32(value, minimum), maximum) : value;
+        return kClamped ? vminq_f32(vmaxq_f32(value, least), greatest) : value;
     };
     int64_t j = 0;
     for (; j + 8 <= n; j += 8) store8(out + j, value_at(j), value_at(j + 4), T());

@@ -140,7 +140,7 @@ void epilogue_of(const EpilogueRow& row, int64_t n, typename T::Storage* out) {
     const int32_t* column_sums = row.column_sums;
     const float* weight_scale = row.weight_scale;
     const float* bias = row.bias;
-    const float token_scale = row.token_scale, minimum = row.minimum, maximum = row.maximum;
+    const float token_scale = row.token_scale, least = row.least, greatest = row.greatest;
     const uint32_t zero_point = static_cast<uint32_t>(row.zero_point);
     for (int64_t j = epilogue_blocks<T, kHasZeroPoint, kHasBias, kClamped>(row, n, out); j < n; ++j) {
         uint32_t sum = static_cast<uint32_t>(accumulators[j]);
@@ -148,8 +148,8 @@ void epilogue_of(const EpilogueRow& row, int64_t n, typename T::Storage* out) {
         float value = (token_scale * weight_scale[j]) * static_cast<float>(static_cast<int32_t>(sum));
         if (kHasBias) value += bias[j];
         if (kClamped) {
-            value = value < minimum ? minimum : value;
-            value = value > maximum ? maximum : value;
+            value = value < least ? least : value;
+            value = value > greatest ? greatest : value;
         }
         out[j] = T::store(value);
     }

@@ -15,7 +15,7 @@ struct RowRange {
 };
 
 // One token's output: out[j] = token_scale * weight_scale[j] * (acc[j] - zero_point * column_sums[j]) + bias[j],
-// clamped to [minimum, maximum] if `clamped`; a NaN stays one.
+// clamped to [least, greatest] if `clamped`; a NaN stays one.
 struct EpilogueRow {
     const int32_t* accumulators;
     const int32_t* column_sums;
@@ -24,8 +24,8 @@ struct EpilogueRow {
     float token_scale;
     int32_t zero_point;
     bool clamped;
-    float minimum;
-    float maximum;
+    float least;
+    float greatest;
 };
 
 // What all rows of a requantized output have in common, for each column: multiplier = input_scale * weight_scale

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..demo.accuracy import sqnr_db
+from ..sqnr import sqnr_db
 from .candidates import Candidate, Reference
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..sqnr import sqnr_db
 from .errors import DemoError
 
 
@@ -40,12 +41,6 @@ def compare(name: str, reference: Tensor, embeddings: Tensor, least_cosine: floa
         least_cosine=float(cosine.amin()),
         same_neighbour=int((_neighbours(embeddings) == _neighbours(reference)).sum()),
     )
-
-
-def sqnr_db(exact: Tensor, approximate: Tensor) -> float:
-    """The power of ``exact`` over that of the error, in dB; infinite if there is none."""
-    error = (exact - approximate).double().square().sum()
-    return float(10 * torch.log10(exact.double().square().sum() / error))
 
 
 def _neighbours(embeddings: Tensor) -> Tensor:

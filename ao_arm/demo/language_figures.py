@@ -15,7 +15,7 @@ from torchao.quantization import FqnToConfig, quantize_
 
 from .. import info
 from ..config import acl_int4_grouped, acl_int8_dynamic
-from .accuracy import sqnr_db
+from ..sqnr import sqnr_db
 from .errors import DemoError
 from .figures import KernelUse, kernel_uses, linear_bytes
 from .language_model import (
