@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import cases
 import pytest
 import torch
 import torchao
@@ -19,6 +20,7 @@ import ao_arm
 from ao_arm import _ops, kernels
 from ao_arm.__main__ import SUBCOMMANDS, main
 from ao_arm.demo import emulated, encoder, latency, schemes
+from ao_arm.demo import figures as demo_figures
 from ao_arm.demo.accuracy import compare
 from ao_arm.demo.command import DEMOS
 from ao_arm.demo.errors import DemoError
@@ -54,8 +56,11 @@ NEWER_ON_X86 = (needs_torchao_17, pytest.mark.x86)
     ],
 )
 def test_a_real_encoder_keeps_its_embeddings(
-    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if cases.EMULATED_CPU:  # torchao's own layers are slow there
+        monkeypatch.setattr(demo_figures, "SENTENCES", encoder.SENTENCES[::2])
+        monkeypatch.setattr(demo_figures, "SUBJECT_OF", encoder.SUBJECT_OF[::2])
     file = tmp_path / "figures.json"
     assert main(["demo", "--no-timing", "--json", str(file), *options]) == 0
     figures = json.loads(file.read_text())
@@ -73,7 +78,7 @@ def test_a_real_encoder_keeps_its_embeddings(
     assert accuracy["least_cosine"] > least
     assert accuracy["same_neighbour"] >= neighbours * figures["sentences"]
     assert figures["activations"] == ("asymmetric" if int4 or "--asymmetric" in options else "symmetric")
-    if "int8-static" not in options:  # half of the sentences leave few neighbours
+    if figures["sentences"] == len(encoder.SENTENCES):  # half of them leave few neighbours
         assert fp32["same_subject"] >= 0.85 * figures["sentences"]
     assert ours["same_subject"] >= fp32["same_subject"] - 2
 

@@ -111,7 +111,7 @@ def test_a_group_size_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> N
     assert "it must be at least 1, not 0" in capsys.readouterr().err
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_info_works_without_rich() -> None:
     code = (
         "import runpy, sys; sys.modules['rich'] = None; sys.argv[1:] = ['info']; "
