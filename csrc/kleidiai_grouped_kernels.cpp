@@ -59,6 +59,8 @@ struct Functions {
     void (*gemm)(size_t m, size_t n, size_t k, size_t group, const void* lhs, const void* rhs, float* dst,
                  size_t row_stride, size_t column_stride, float least, float greatest);
     decltype(gemm) gemv;
+
+    bool are_there() const { return mr && nr && kr && sr && lhs_offset && rhs_offset && gemm && gemv; }
 };
 #define AO_ARM_FUNCTIONS(gemm, gemv)                    \
     {kai_get_mr_matmul_clamp_f32_##gemm,                \
@@ -209,7 +211,7 @@ void reject(const GroupedProblem& problem, std::vector<std::string>& reasons) {
     if (problem.group % kGroupedStep != 0)
         reasons.push_back("KleidiAI takes groups of a multiple of " + std::to_string(kGroupedStep) + " only, not " +
                           std::to_string(problem.group));
-    if (Pair::functions().gemm == nullptr) reasons.push_back("libtorch carries no KleidiAI here");
+    if (!Pair::functions().are_there()) reasons.push_back("this libtorch carries no such KleidiAI");
     if (!reasons.empty() || !cpu_features().has(kFeatures<Pair>)) return;
     static const bool works = self_check<Pair>();
     if (!works) reasons.push_back("this copy of KleidiAI failed the self-check");

@@ -333,6 +333,7 @@ void test_damaged_grouped(const GroupedKernel& kernel) {
 }
 
 bool test_grouped_kernel(const GroupedKernel& kernel, bool exhaustive) {
+    check(kernel.row_step <= kMaxRowStep, std::string(kernel.id) + " row_step");
     int shapes = 0;
     const auto test = [&](int64_t n, int64_t k, int64_t group, int64_t rows, Case::Values values) {
         for (const bool zero_points : {false, true})
