@@ -1,0 +1,105 @@
+// A kernel: one entry of the kernel table. It multiplies int8 activations by a weight that it packed itself; scales of
+// tokens and channels, zero points, bias and threads are the driver's business.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/cpu_features.h"
+#include "core/problem.h"
+
+namespace ao_arm {
+
+// The most rows that one call gets. `lhs` and `sums` have room for as many, so that a kernel may compute surplus ones.
+constexpr int64_t kMostRows = 64;
+
+// The most rows that a kernel arranges together.
+constexpr int64_t kMostRowStep = 16;
+
+// A weight as users give it. Of int8 weights there is the first only.
+struct PlainWeight {
+    int8_t* qdata;       // (n, k), in [-127, 127]; of 4-bit weights in [-8, 7]
+    void* scale;         // (n, k / group), of the problem's scale_type
+    int8_t* zero_point;  // (n, k / group), in [-8, 7]; null if the problem has none
+};
+
+// One call, for m <= kMostRows rows and the columns of whole column blocks:
+//     int8    sums[i][j] = sum over l of lhs[i][l] * qdata[j][l], exact in int32
+//     4 bits  sums[i][j] = 1 / unit * sum over groups of scale[j][g] * (sum over l in g of lhs[i][l] * (qdata[j][l] -
+//             zero_point[j][g])), the inner sum exact in int32, the outer one in float, in the order of the groups
+struct Multiplication {
+    const Problem* problem;
+    const int8_t* lhs;           // blocks of row_step rows, lhs_bytes apart, the last one with m % row_step rows
+    bool lhs_unsigned;           // lhs holds uint8 values; only for kernels that serve them
+    int64_t m;                   // rows
+    const uint8_t* weight;       // the first column block
+    const int32_t* column_sums;  // of int8 weights: sum over l of qdata[j][l]
+    int64_t columns;             // from the first block's first one on; the last block may be cut by n
+    void* sums;                  // int32 or float; room for kMostRows rows and for whole column blocks
+    int64_t sums_stride;         // in elements
+    uint8_t* scratch;            // scratch_bytes
+};
+
+// Stateless. `reject_reasons` is called before anything else, and only for problems that have no reasons_against; the
+// other functions only for problems that it accepts. None throws, none starts a thread, and `multiply` may run on many
+// threads at once. Functions that are not said to be optional are null only in entries that were not built.
+struct Kernel {
+    const char* id;
+    const char* summary;
+    Scheme scheme;
+    uint32_t features;  // CPU features that it cannot run without
+    // Appends each reason why it cannot serve the problem here, other than missing CPU features.
+    void (*reject_reasons)(const Problem& problem, std::vector<std::string>& reasons);
+    // Estimated cycles of multiplying m rows on one thread. Null if the entry is for another architecture; one that
+    // was not built in still tells its cost, so that the user learns what is missed.
+    double (*cost)(const Problem& problem, int64_t m, const CpuFeatures& cpu);
+    // Name of the arrangement of the packed bytes, stored with them. It may depend on the CPU and on the shape.
+    std::string (*packing_format)(const Problem& problem);
+
+    // The weight: column blocks of column_step columns are packed and multiplied as a whole. A block holds `columns`
+    // of them, from first_column on: column_step or, at the weight's end, fewer.
+    int64_t column_step;
+    int64_t (*block_bytes)(const Problem& problem, int64_t columns);
+    // Between a column block and its packed bytes. False when a library refused.
+    bool (*pack)(const Problem& problem, const PlainWeight& weight, int64_t first_column, int64_t columns,
+                 uint8_t* block);
+    bool (*unpack)(const Problem& problem, const uint8_t* block, int64_t first_column, int64_t columns,
+                   const PlainWeight& weight);
+
+    // The activations: rows of padded_k int8 values, zero beyond k, are arranged in lhs blocks of row_step rows.
+    int64_t row_step;
+    int64_t (*padded_k)(const Problem& problem);
+    // Optional: bytes of a lhs block. Null: those of its rows.
+    int64_t (*lhs_bytes)(const Problem& problem);
+    // Optional: arranges rows[0 ... count) as rows first, first + 1, ... of a lhs block that has `of` rows in all.
+    // `first` is a multiple of lhs_step, and so is the count unless they are the last ones. Null: a block is its rows.
+    void (*pack_lhs)(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, int64_t of,
+                     int8_t* block);
+    int64_t lhs_step;
+
+    bool (*multiply)(const Multiplication& call);
+    int64_t most_rows;  // that calls have: kMostRows or, if its loops go along the columns first, fewer
+    bool serves_unsigned_lhs;
+    // Optional: scratch memory of a call with these columns; null: none.
+    int64_t (*scratch_bytes)(const Problem& problem, int64_t columns);
+    // Optional: what 4-bit sums are to be multiplied by, a power of two: kernels that shift nibbles into the upper half
+    // of a byte multiply by 16 on the way. Null: 1.
+    float (*unit)(const Problem& problem);
+};
+
+// An entry for a kernel that is not in this build. It stays in the table to say why: `reject_reasons`.
+constexpr Kernel missing_kernel(const char* id, const char* summary, Scheme scheme, uint32_t features,
+                                void (*reject_reasons)(const Problem&, std::vector<std::string>&),
+                                double (*cost)(const Problem&, int64_t, const CpuFeatures&) = nullptr) {
+    Kernel kernel = {};
+    kernel.id = id;
+    kernel.summary = summary;
+    kernel.scheme = scheme;
+    kernel.features = features;
+    kernel.reject_reasons = reject_reasons;
+    kernel.cost = cost;
+    return kernel;
+}
+
+}  // namespace ao_arm

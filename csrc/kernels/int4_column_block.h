@@ -1,0 +1,86 @@
+// One arrangement of 4-bit weights, shared by all kernels. A column block holds, for each group:
+//
+//     nibbles   for every kVectorColumns columns, for every 2 * kHalf values along k, kHalf / kDepth vectors of
+//               kVectorColumns * kDepth bytes: of each column kDepth bytes, with values of k in their low halves and in
+//               their high ones those kHalf further
+//     scales    one of each column
+//     zeros     one byte for each column, zero_point + 8, if the problem has zero points
+//
+// A nibble is q in two's complement, or q + 8 if the kernel wants so or if there are zero points.
+#pragma once
+
+#include <cstring>
+
+#include "core/kernel.h"
+
+namespace ao_arm {
+
+template <int kColumnStep, int kVectorColumns, int kDepth, int kHalf, bool kAlwaysUnsigned>
+struct Int4ColumnBlock {
+    static int64_t nibble_bytes(const Problem& problem) { return kColumnStep * problem.padded_group() / 2; }
+
+    static int64_t group_bytes(const Problem& problem) {
+        return nibble_bytes(problem) + kColumnStep * (problem.scale_bytes() + (problem.zero_points ? 1 : 0));
+    }
+
+    // A block is whole, however many of its columns there are.
+    static int64_t block_bytes(const Problem& problem, int64_t) { return problem.groups() * group_bytes(problem); }
+
+    static bool pack(const Problem& problem, const PlainWeight& weight, int64_t first_column, int64_t columns,
+                     uint8_t* block) {
+        std::memset(block, 0, block_bytes(problem, columns));
+        const int sign = kAlwaysUnsigned || problem.zero_points ? 8 : 0;
+        each(problem, first_column, columns, [&](int64_t at, int64_t index, int64_t group_at) {
+            uint8_t* group = block + group_at;
+            const int8_t* q = weight.qdata + index * problem.group;
+            for (int64_t l = 0; l < problem.group; ++l) {
+                const uint8_t nibble = static_cast<uint8_t>(q[l] ^ sign) & 15;
+                group[byte_of(problem, at, l)] |= static_cast<uint8_t>(is_high(l) ? nibble << 4 : nibble);
+            }
+            std::memcpy(group + nibble_bytes(problem) + at * problem.scale_bytes(),
+                        static_cast<const uint8_t*>(weight.scale) + index * problem.scale_bytes(),
+                        problem.scale_bytes());
+            if (problem.zero_points)
+                group[group_bytes(problem) - kColumnStep + at] = static_cast<uint8_t>(weight.zero_point[index] + 8);
+        });
+        return true;
+    }
+
+    static bool unpack(const Problem& problem, const uint8_t* block, int64_t first_column, int64_t columns,
+                       const PlainWeight& weight) {
+        const int sign = kAlwaysUnsigned || problem.zero_points ? 8 : 0;
+        each(problem, first_column, columns, [&](int64_t at, int64_t index, int64_t group_at) {
+            const uint8_t* group = block + group_at;
+            int8_t* q = weight.qdata + index * problem.group;
+            for (int64_t l = 0; l < problem.group; ++l) {
+                const uint8_t byte = group[byte_of(problem, at, l)];
+                const int nibble = (is_high(l) ? byte >> 4 : byte & 15) ^ sign;
+                q[l] = static_cast<int8_t>(nibble < 8 ? nibble : nibble - 16);
+            }
+            std::memcpy(static_cast<uint8_t*>(weight.scale) + index * problem.scale_bytes(),
+                        group + nibble_bytes(problem) + at * problem.scale_bytes(), problem.scale_bytes());
+            if (problem.zero_points)
+                weight.zero_point[index] = static_cast<int8_t>(group[group_bytes(problem) - kColumnStep + at] - 8);
+        });
+        return true;
+    }
+
+   private:
+    // body(its place in the block, index of its scale, offset of the group) for each group of each column.
+    template <class Body>
+    static void each(const Problem& problem, int64_t first_column, int64_t columns, const Body& body) {
+        for (int64_t at = 0; at < columns; ++at)
+            for (int64_t g = 0; g < problem.groups(); ++g)
+                body(at, (first_column + at) * problem.groups() + g, g * group_bytes(problem));
+    }
+
+    static bool is_high(int64_t l) { return l / kHalf % 2 != 0; }
+
+    static int64_t byte_of(const Problem& problem, int64_t at, int64_t l) {
+        const int64_t vector = l / (2 * kHalf) * (kHalf / kDepth) + l % kHalf / kDepth;
+        return at / kVectorColumns * (kVectorColumns * problem.padded_group() / 2) + vector * kVectorColumns * kDepth +
+               at % kVectorColumns * kDepth + l % kDepth;
+    }
+};
+
+}  // namespace ao_arm

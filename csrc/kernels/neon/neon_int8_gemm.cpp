@@ -1,0 +1,174 @@
+// Compiled once per instruction set, with AO_ARM_ISA naming the namespace. Everything but the entry points is local.
+//
+// From the instruction set's header: Tile, whose sums fill at most 24 registers, with add_step to multiply one step of
+// both operands, add_part to multiply a part of a lone row's vector, and store_row to write one row; interleave_rows,
+// which turns 16 / kStep rows into a vector per step. A lone row stays as it is: a vector of it is 16 / kStep steps.
+#include "kernels/neon/neon_int8_gemm.h"
+
+// For readers and editors that take this file by itself.
+#if !defined(AO_ARM_ISA)
+#define AO_ARM_ISA isa_dotprod
+#endif
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#include "kernels/neon/neon_int8_tile_i8mm.h"
+#else
+#include "kernels/neon/neon_int8_tile_dotprod.h"
+#endif
+
+namespace ao_arm {
+namespace AO_ARM_ISA {
+namespace {
+
+constexpr int64_t kColumns = kNeonTileColumns;
+constexpr int64_t kRowsPerVector = 16 / kStep;
+
+constexpr int64_t vectors_of(int64_t rows) { return (rows + kRowsPerVector - 1) / kRowsPerVector; }
+
+// Bytes of `rows` rows for one step.
+constexpr int64_t lhs_step_bytes(int64_t rows) { return rows == 1 ? kStep : 16 * vectors_of(rows); }
+
+// Multiplies a lone row's vector, or `parts` parts of it, by as many steps of the columns.
+template <int kPart, class Tile>
+inline void add_parts(Tile& tile, int8x16_t row, const int8_t* rhs, int64_t tile_bytes, int64_t parts) {
+    if constexpr (kPart < 16 / kStep) {
+        if (kPart >= parts) return;
+        tile.template add_part<kPart>(row, rhs + kPart * kStep * kColumns, tile_bytes);
+        add_parts<kPart + 1>(tile, row, rhs, tile_bytes, parts);
+    }
+}
+
+// Adds all steps of one block of rows to a tile; returns where the next block begins.
+template <int kRows, class Tile>
+inline const int8_t* add_steps(Tile& tile, const int8_t* lhs, const int8_t* rhs, int64_t steps, int64_t tile_bytes) {
+    if constexpr (kRows == 1) {
+        constexpr int64_t kParts = 16 / kStep;
+        for (; steps >= kParts; steps -= kParts) {
+            int8x16_t row = vld1q_s8(lhs);
+            __asm__(""
+                    : "+w"(row));  // or the compiler would load each part by itself, and loads are what this waits for
+            add_parts<0>(tile, row, rhs, tile_bytes, kParts);
+            lhs += 16;
+            rhs += kParts * kStep * kColumns;
+        }
+        // Reads beyond the row, into what belongs to its block as well.
+        if (steps > 0) add_parts<0>(tile, vld1q_s8(lhs), rhs, tile_bytes, steps);
+        return lhs + steps * kStep;
+    } else {
+        do {
+            tile.add_step(lhs, rhs, tile_bytes);
+            lhs += lhs_step_bytes(kRows);
+            rhs += kStep * kColumns;
+        } while (--steps != 0);
+        return lhs;
+    }
+}
+
+// What a micro-kernel multiplies: whole blocks of its rows by its tiles of columns.
+struct Operands {
+    const int8_t* lhs;
+    const int8_t* rhs;
+    int64_t steps;
+    int32_t* sums;
+    int64_t sums_stride;
+    int64_t rows;
+};
+
+using MicroKernel = void (*)(const Operands& operands);
+
+// kRows rows by kTiles tiles of columns. The more of both, the fewer loads there are for each multiplication.
+template <class Lhs, int kRows, int kTiles>
+void multiply(const Operands& operands) {
+    const int64_t tile_bytes = operands.steps * kStep * kColumns;
+    const int64_t sums_stride = operands.sums_stride;
+    const int8_t* lhs = operands.lhs;
+    int32_t* sums = operands.sums;
+    for (int64_t row = 0; row < operands.rows; row += kRows) {
+        Tile<Lhs, kRows, kTiles> tile;
+        tile.clear();
+        lhs = add_steps<kRows>(tile, lhs, operands.rhs, operands.steps, tile_bytes);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i) {
+            tile.store_row(i, sums);
+            sums += sums_stride;
+        }
+    }
+}
+
+// By rows. With few of them, several tiles of columns fit in the registers.
+template <class Lhs>
+struct MicroKernels {
+    static constexpr MicroKernel kOneTile[] = {nullptr,
+                                               multiply<Lhs, 1, 1>,
+                                               multiply<Lhs, 2, 1>,
+                                               multiply<Lhs, 3, 1>,
+                                               multiply<Lhs, 4, 1>,
+                                               multiply<Lhs, 5, 1>,
+                                               multiply<Lhs, 6, 1>,
+                                               multiply<Lhs, 7, 1>,
+                                               multiply<Lhs, 8, 1>};
+    static constexpr MicroKernel kTwoTiles[] = {nullptr, multiply<Lhs, 1, 2>, multiply<Lhs, 2, 2>, multiply<Lhs, 3, 2>,
+                                                multiply<Lhs, 4, 2>};
+    static constexpr MicroKernel kFourTiles[] = {nullptr, multiply<Lhs, 1, 4>, multiply<Lhs, 2, 4>};
+};
+
+// All rows by one or more tiles of columns, which stay in the first-level cache while the rows pass by.
+template <class Lhs>
+void multiply_all(Operands operands, int tiles) {
+    using Kernels = MicroKernels<Lhs>;
+    const int64_t rest = operands.rows % kNeonTileRows;
+    if (tiles == 4) return Kernels::kFourTiles[rest](operands);
+    if (tiles == 2) return Kernels::kTwoTiles[rest](operands);
+    operands.rows -= rest;
+    Kernels::kOneTile[kNeonTileRows](operands);
+    if (rest == 0) return;
+    operands.lhs += operands.rows * operands.steps * kStep;
+    operands.sums += operands.rows * operands.sums_stride;
+    operands.rows = rest;
+    Kernels::kOneTile[rest](operands);
+}
+
+template <class Lhs>
+void multiply_columns(const Multiplication& call) {
+    const int64_t steps = (call.problem->k + kStep - 1) / kStep;
+    int64_t tiles_left = (call.columns + kColumns - 1) / kColumns;  // there is room for the last one's surplus columns
+    Operands operands = {call.lhs,
+                         reinterpret_cast<const int8_t*>(call.weight),
+                         steps,
+                         static_cast<int32_t*>(call.sums),
+                         call.sums_stride,
+                         call.m};
+    while (tiles_left > 0) {
+        const int tiles = call.m <= 2 && tiles_left >= 4 ? 4 : call.m <= 4 && tiles_left >= 2 ? 2 : 1;
+        multiply_all<Lhs>(operands, tiles);
+        operands.rhs += tiles * kColumns * steps * kStep;
+        operands.sums += tiles * kColumns;
+        tiles_left -= tiles;
+    }
+}
+
+}  // namespace
+
+void neon_pack_lhs(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, int64_t of,
+                   int8_t* block) {
+    const int64_t bytes = (problem.k + kStep - 1) / kStep * kStep;
+    if (of == 1) {
+        __builtin_memcpy(block, rows[0], bytes);
+        return;
+    }
+    const int64_t vectors = vectors_of(of);
+    for (int64_t i = 0; i < count; i += kRowsPerVector) {
+        const int8_t* together[kRowsPerVector];
+        for (int64_t row = 0; row < kRowsPerVector; ++row)
+            together[row] = rows[i + row < count ? i + row : i];  // what comes of surplus rows is not stored
+        interleave_rows(together, bytes, block + 16 * ((first + i) / kRowsPerVector), 16 * vectors);
+    }
+}
+
+bool neon_multiply(const Multiplication& call) {
+    kServesUnsignedLhs&& call.lhs_unsigned ? multiply_columns<UnsignedLhs>(call) : multiply_columns<SignedLhs>(call);
+    return true;
+}
+
+}  // namespace AO_ARM_ISA
+}  // namespace ao_arm

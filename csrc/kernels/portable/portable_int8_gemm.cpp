@@ -1,0 +1,106 @@
+// Compiled once per instruction set, with AO_ARM_ISA naming the namespace and AO_ARM_LHS saying in which form its
+// multiply-accumulate instructions want the activations. Everything but the entry points is local.
+#include "kernels/portable/portable_int8_gemm.h"
+
+// For readers and editors that take this file by itself.
+#if !defined(AO_ARM_ISA)
+#define AO_ARM_ISA isa_baseline
+#define AO_ARM_LHS 0
+#endif
+
+namespace ao_arm {
+namespace AO_ARM_ISA {
+namespace {
+
+#define AO_ARM_SIGNED_BYTES 0    // sdot, smlal
+#define AO_ARM_UNSIGNED_BYTES 1  // vpdpbusd: a + 128; the surplus of 128 * sum(b) is taken off at the end
+#define AO_ARM_INT16 2           // pmaddwd
+#if AO_ARM_LHS == AO_ARM_SIGNED_BYTES
+using Lhs = int8_t;
+#elif AO_ARM_LHS == AO_ARM_UNSIGNED_BYTES
+using Lhs = uint8_t;
+#else
+using Lhs = int16_t;
+#endif
+constexpr int32_t kSurplus = AO_ARM_LHS == AO_ARM_UNSIGNED_BYTES ? 128 : 0;
+
+// Operands of a tile and where its sums go.
+struct Operands {
+    const Lhs* lhs;     // rows, k values each
+    const int8_t* rhs;  // columns, k values each
+    int64_t k;
+    const int32_t* column_sums;
+    int32_t* sums;
+    int64_t sums_stride;
+};
+
+// A tile of kRows x kColumns dot products along k. Each operand byte that is loaded serves a whole row or column of
+// the tile; the sums stay in registers. The compiler turns the inner loop into multiply-accumulate instructions.
+template <int kRows, int kColumns>
+inline void multiply_tile(const Operands& given) {
+    const Lhs* lhs = given.lhs;
+    const int8_t* rhs = given.rhs;
+    const int64_t k = given.k;
+    int32_t sums[kRows][kColumns] = {};
+    for (int64_t i = 0; i < k; ++i) {
+        for (int row = 0; row < kRows; ++row) {
+            for (int column = 0; column < kColumns; ++column)
+                sums[row][column] += static_cast<int32_t>(lhs[row * k + i]) * static_cast<int32_t>(rhs[column * k + i]);
+        }
+    }
+    for (int row = 0; row < kRows; ++row) {
+        for (int column = 0; column < kColumns; ++column) {
+            const uint32_t surplus = kSurplus * static_cast<uint32_t>(given.column_sums[column]);
+            given.sums[row * given.sums_stride + column] =
+                static_cast<int32_t>(static_cast<uint32_t>(sums[row][column]) - surplus);
+        }
+    }
+}
+
+template <int kRows>
+void multiply_rows(Operands operands, int64_t columns) {
+    const auto advance = [&](int64_t by) {
+        operands.rhs += by * operands.k;
+        operands.column_sums += by;
+        operands.sums += by;
+        columns -= by;
+    };
+    for (; columns >= kPortableColumns; advance(kPortableColumns)) multiply_tile<kRows, kPortableColumns>(operands);
+    for (; columns > 0; advance(1)) multiply_tile<kRows, 1>(operands);
+}
+
+}  // namespace
+
+extern const int64_t kPortableLhsBytes = sizeof(Lhs);
+
+void portable_pack_lhs(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, int64_t,
+                       int8_t* block) {
+    const int64_t k = round_up(problem.k, kPortableMultiple);
+    for (int64_t row = 0; row < count; ++row) {
+        const int8_t* from = rows[row];
+        Lhs* to = reinterpret_cast<Lhs*>(block) + (first + row) * k;
+        for (int64_t i = 0; i < k; ++i) to[i] = static_cast<Lhs>(from[i] + kSurplus);
+    }
+}
+
+bool portable_multiply(const Multiplication& call) {
+    const int64_t k = round_up(call.problem->k, kPortableMultiple);
+    Operands operands = {reinterpret_cast<const Lhs*>(call.lhs),
+                         reinterpret_cast<const int8_t*>(call.weight),
+                         k,
+                         call.column_sums,
+                         static_cast<int32_t*>(call.sums),
+                         call.sums_stride};
+    int64_t row = 0;
+    const auto advance = [&](int64_t by) {
+        operands.lhs += by * k;
+        operands.sums += by * call.sums_stride;
+        row += by;
+    };
+    for (; row + kPortableRows <= call.m; advance(kPortableRows)) multiply_rows<kPortableRows>(operands, call.columns);
+    for (; row < call.m; advance(1)) multiply_rows<1>(operands, call.columns);
+    return true;
+}
+
+}  // namespace AO_ARM_ISA
+}  // namespace ao_arm

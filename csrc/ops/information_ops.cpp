@@ -1,0 +1,100 @@
+// The ops that tell what there is: kernels and the choice among them, packed weights, this system.
+#include "core/build_information.h"
+#include "core/cpu_features.h"
+#include "layer/kernel_table.h"
+#include "layer/packed_weight.h"
+#include "ops/op_arguments.h"
+#include "ops/ops.h"
+
+namespace ao_arm {
+namespace {
+
+std::string quoted(const std::string& text) {
+    std::string json = "\"";
+    for (const char c : text) {
+        if (c == '"' || c == '\\') json += '\\';
+        json += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
+    }
+    return json + "\"";
+}
+
+std::string quoted(const std::vector<std::string>& texts) {
+    std::string json = "[";
+    for (const std::string& text : texts) json += (json.size() == 1 ? "" : ", ") + quoted(text);
+    return json + "]";
+}
+
+// JSON: [{id, summary, features, reasons, cost}] of a table, judged for a problem. A kernel that has to refuse the
+// layer costs what it would otherwise; only one that this CPU could not run anyway has no cost.
+std::string table_of(const Problem& problem) {
+    std::string json = "[";
+    for (const Kernel* kernel : kernels(problem.scheme)) {
+        const double cost = cpu_features().has(kernel->features) ? typical_cost(*kernel, problem) : -1;
+        json += (json.size() == 1 ? "{\"id\": " : ", {\"id\": ") + quoted(kernel->id) +
+                ", \"summary\": " + quoted(kernel->summary) +
+                ", \"features\": " + quoted(feature_names(kernel->features)) +
+                ", \"reasons\": " + quoted(reject_reasons(*kernel, problem)) +
+                ", \"cost\": " + (cost < 0 ? "null" : std::to_string(cost)) + "}";
+    }
+    return json + "]";
+}
+
+// What to expect of a packed weight; that it is one is checked when it is opened.
+Scheme scheme_of(const Tensor& packed_weight) {
+    check_type(packed_weight, ScalarType::Byte, "packed_weight", "uint8");
+    PackedHeader header;
+    const std::string error =
+        read_header(static_cast<const uint8_t*>(packed_weight.const_data_ptr()), packed_weight.numel(), &header);
+    if (!error.empty()) fail(error);
+    return problem_of(header).scheme;
+}
+
+}  // namespace
+
+std::string select_kernel_int8(int64_t n, int64_t k, std::string forced) {
+    return usable_kernel(int8_problem(n, k), forced).id;
+}
+
+std::string select_kernel_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points,
+                               std::string forced) {
+    return usable_kernel(int4_problem(n, k, group_size, float_scales, zero_points), forced).id;
+}
+
+int64_t packed_bytes_int8(int64_t n, int64_t k, std::string kernel) {
+    return packed_bytes(usable_kernel(int8_problem(n, k), kernel), int8_problem(n, k));
+}
+
+int64_t packed_bytes_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points,
+                          std::string kernel) {
+    const Problem problem = int4_problem(n, k, group_size, float_scales, zero_points);
+    return packed_bytes(usable_kernel(problem, kernel), problem);
+}
+
+std::string kernel_table_int8(int64_t n, int64_t k) { return table_of(int8_problem(n, k)); }
+
+std::string kernel_table_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points) {
+    return table_of(int4_problem(n, k, group_size, float_scales, zero_points));
+}
+
+// JSON: {n, k, kernel, packing_format}; for 4-bit groups {group_size, scale_dtype, zero_points} as well.
+std::string packed_weight_info(const Tensor& packed_weight) {
+    const PackedWeight weight = opened(packed_weight, scheme_of(packed_weight));
+    const Problem& problem = weight.problem;
+    std::string json = "{\"n\": " + std::to_string(problem.n) + ", \"k\": " + std::to_string(problem.k) +
+                       ", \"kernel\": " + quoted(weight.kernel->id) +
+                       ", \"packing_format\": " + quoted(weight.kernel->packing_format(problem));
+    if (problem.scheme == Scheme::kInt4)
+        json += ", \"group_size\": " + std::to_string(problem.group) +
+                ", \"scale_dtype\": " + quoted(problem.scale_type == DType::kFloat32 ? "float32" : "bfloat16") +
+                ", \"zero_points\": " + (problem.zero_points ? "true" : "false");
+    return json + "}";
+}
+
+// JSON: {model, features, build}.
+std::string system_info() {
+    return "{\"model\": " + quoted(cpu_features().model) +
+           ", \"features\": " + quoted(feature_names(cpu_features().bits)) +
+           ", \"build\": " + quoted(build_information()) + "}";
+}
+
+}  // namespace ao_arm

@@ -1,0 +1,93 @@
+#include "ops/op_arguments.h"
+
+#include <cmath>
+#include <stdexcept>
+
+namespace ao_arm {
+
+void fail(const std::string& message) { throw std::runtime_error("ao_arm: " + message); }
+
+std::string shape_of(const Tensor& tensor) {
+    std::string text = "(";
+    for (int64_t i = 0; i < tensor.dim(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(tensor.size(i));
+    return text + ")";
+}
+
+std::string type_name(const Tensor& tensor) { return torch::headeronly::toString(tensor.scalar_type()); }
+
+std::optional<DType> dtype_of(const Tensor& tensor) {
+    switch (tensor.scalar_type()) {
+        case ScalarType::Float:
+            return DType::kFloat32;
+        case ScalarType::BFloat16:
+            return DType::kBFloat16;
+        case ScalarType::Half:
+            return DType::kFloat16;
+        case ScalarType::Char:
+            return DType::kInt8;
+        case ScalarType::Byte:
+            return DType::kUInt8;
+        default:
+            return std::nullopt;
+    }
+}
+
+void check_cpu(const Tensor& tensor, const char* name) {
+    if (!tensor.is_cpu()) fail(std::string(name) + " must be on the CPU; move it with .cpu()");
+}
+
+void check_type(const Tensor& tensor, ScalarType type, const char* name, const char* wanted) {
+    check_cpu(tensor, name);
+    if (tensor.scalar_type() != type) fail(std::string(name) + " must be " + wanted + ", not " + type_name(tensor));
+    if (!tensor.is_contiguous()) fail(std::string(name) + " must be contiguous");
+}
+
+DType checked_float(const Tensor& tensor, const char* name) {
+    const std::optional<DType> dtype = dtype_of(tensor);
+    if (!dtype || !is_float(*dtype))
+        fail(std::string(name) + " must be float32, bfloat16 or float16, not " + type_name(tensor));
+    return *dtype;
+}
+
+int64_t checked_rows(const Tensor& input, int64_t n, int64_t k) {
+    check_cpu(input, "input");
+    const int64_t dims = input.dim();
+    if (dims < 1 || input.size(dims - 1) != k)
+        fail("input of shape " + shape_of(input) + " does not fit a weight of shape (" + std::to_string(n) + ", " +
+             std::to_string(k) + "): its last dimension must be " + std::to_string(k));
+    return input.numel() / k;
+}
+
+DType checked_bias(const std::optional<Tensor>& bias, int64_t n) {
+    if (!bias) return DType::kFloat32;
+    check_cpu(*bias, "bias");
+    const DType dtype = checked_float(*bias, "bias");
+    if (bias->dim() != 1 || bias->numel() != n)
+        fail("bias of shape " + shape_of(*bias) + " must have shape (" + std::to_string(n) + ")");
+    return dtype;
+}
+
+Bounds checked_bounds(std::optional<double> output_min, std::optional<double> output_max) {
+    const Bounds bounds = {static_cast<float>(output_min.value_or(-INFINITY)),
+                           static_cast<float>(output_max.value_or(INFINITY))};
+    if (!(bounds.least <= bounds.greatest)) fail("output_min must be at most output_max");
+    return bounds;
+}
+
+PackedWeight opened(const Tensor& packed_weight, Scheme scheme) {
+    check_type(packed_weight, ScalarType::Byte, "packed_weight", "uint8");
+    PackedWeight weight{};
+    const std::string error = open_packed_weight(scheme, static_cast<const uint8_t*>(packed_weight.const_data_ptr()),
+                                                 packed_weight.numel(), &weight);
+    if (!error.empty()) fail(error);
+    return weight;
+}
+
+const Kernel& usable_kernel(const Problem& problem, const std::string& id) {
+    std::string error;
+    const Kernel* kernel = select_kernel(problem, id, &error);
+    if (kernel == nullptr) fail(error);
+    return *kernel;
+}
+
+}  // namespace ao_arm

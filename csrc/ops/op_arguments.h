@@ -1,0 +1,64 @@
+// The ops' arguments: their checks, and the errors that Python turns into ValueError.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "core/problem.h"
+#include "layer/kernel_table.h"
+#include "layer/packed_weight.h"
+
+namespace ao_arm {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Throws. Python turns messages with this mark into ValueError.
+[[noreturn]] void fail(const std::string& message);
+
+// "(2, 3)"
+std::string shape_of(const Tensor& tensor);
+
+// As the user knows it, such as "Float".
+std::string type_name(const Tensor& tensor);
+
+// Nothing for types that are neither activations, biases nor outputs.
+std::optional<DType> dtype_of(const Tensor& tensor);
+
+void check_cpu(const Tensor& tensor, const char* name);
+
+// That it is on the CPU, contiguous, and of this type, which the message calls `wanted`.
+void check_type(const Tensor& tensor, ScalarType type, const char* name, const char* wanted);
+
+DType checked_float(const Tensor& tensor, const char* name);
+
+// The number of rows of an input for a weight of shape (n, k).
+int64_t checked_rows(const Tensor& input, int64_t n, int64_t k);
+
+// The type of a bias of n elements; that of none is of no use.
+DType checked_bias(const std::optional<Tensor>& bias, int64_t n);
+
+// What outputs are clamped to; infinite where there is no bound.
+struct Bounds {
+    float least;
+    float greatest;
+};
+
+Bounds checked_bounds(std::optional<double> output_min, std::optional<double> output_max);
+
+inline Problem int8_problem(int64_t n, int64_t k) { return {Scheme::kInt8, n, k}; }
+
+inline Problem int4_problem(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points) {
+    return {Scheme::kInt4, n, k, group_size, float_scales ? DType::kFloat32 : DType::kBFloat16, zero_points};
+}
+
+// A packed weight, after checking that it is one of this scheme that can be used here.
+PackedWeight opened(const Tensor& packed_weight, Scheme scheme);
+
+// What select_kernel chooses; fails where there is none.
+const Kernel& usable_kernel(const Problem& problem, const std::string& id);
+
+}  // namespace ao_arm

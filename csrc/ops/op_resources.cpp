@@ -1,0 +1,96 @@
+#include "ops/op_resources.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+namespace ao_arm {
+namespace {
+
+// Scratch memory of the calling thread, 64-byte aligned and kept from call to call: its size is bounded by LinearCall's
+// stretches but for inputs under one scale, which take 12 bytes a token.
+uint8_t* thread_scratch(int64_t bytes) {
+    constexpr int64_t kAlignment = 64;
+    struct Buffer {
+        uint8_t* memory = nullptr;
+        int64_t size = 0;
+        ~Buffer() { std::free(memory); }
+    };
+    static thread_local Buffer buffer;
+    if (buffer.size < bytes) {
+        std::free(buffer.memory);
+        buffer.size = round_up(bytes, kAlignment);
+        buffer.memory = static_cast<uint8_t*>(std::aligned_alloc(kAlignment, buffer.size));
+        if (buffer.memory == nullptr) {
+            buffer.size = 0;
+            fail("no memory left for " + std::to_string(bytes) + " bytes of scratch");
+        }
+    }
+    return buffer.memory;
+}
+
+// torch's threads, as many as torch.set_num_threads allows now.
+Parallel torch_threads() {
+    return Parallel(static_cast<int>(torch::stable::get_num_threads()),
+                    [](int64_t tasks, void (*body)(int64_t, void*), void* context) {
+                        torch::stable::parallel_for(0, tasks, 1, [=](int64_t begin, int64_t end) {
+                            for (int64_t task = begin; task < end; ++task) body(task, context);
+                        });
+                    });
+}
+
+}  // namespace
+
+Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
+    constexpr int64_t kMostDims = 64;
+    if (static_cast<int64_t>(sizes.size()) > kMostDims) fail("tensors of more than 64 dimensions are not supported");
+    int64_t strides[kMostDims];
+    int64_t stride = 1;
+    for (int64_t i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
+        strides[i] = stride;
+        stride *= sizes[i];
+    }
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
+                                 torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                 aoti_torch_device_type_cpu(), 0, &handle));
+    return Tensor(handle);
+}
+
+Tensor empty_output(const Tensor& input, int64_t n, ScalarType type) {
+    const auto sizes = input.sizes();
+    std::vector<int64_t> output_sizes(sizes.begin(), sizes.end());
+    output_sizes.back() = n;
+    return empty({output_sizes.data(), output_sizes.size()}, type);
+}
+
+Tensor as_contiguous(const Tensor& tensor) {
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
+    return tensor ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
+}
+
+Tensor run_layer(Linear& layer, const Tensor& input, const std::optional<Tensor>& bias, ScalarType output_type) {
+    Tensor output = empty_output(input, layer.weight.problem.n, output_type);
+    if (layer.m == 0) return output;
+
+    const Tensor rows = as_contiguous(input);
+    const std::optional<Tensor> biases = as_contiguous(bias);
+    layer.input = rows.const_data_ptr();
+    layer.bias = biases ? biases->const_data_ptr() : nullptr;
+    layer.output = output.mutable_data_ptr();
+    layer.output_dtype = output_type == ScalarType::Int ? DType::kInt32 : *dtype_of(output);
+    const LinearCall call(layer, torch_threads());
+    if (!call.run(thread_scratch(call.scratch_bytes())))
+        fail(std::string("kernel ") + layer.weight.kernel->id +
+             " failed; force another with AO_ARM_KERNEL and pack again");
+    return output;
+}
+
+}  // namespace ao_arm

@@ -1,0 +1,28 @@
+// What the ops lend to the drivers: new tensors, scratch memory, torch's threads.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "layer/linear.h"
+#include "ops/op_arguments.h"
+
+namespace ao_arm {
+
+// A new contiguous tensor on the CPU.
+Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type);
+
+// An output like the input, but with n columns.
+Tensor empty_output(const Tensor& input, int64_t n, ScalarType type);
+
+// The tensor, or a copy of it.
+Tensor as_contiguous(const Tensor& tensor);
+std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor);
+
+// Runs a layer whose input and bias are these and whose output has n columns more than the input has dimensions before
+// its last, on torch's threads. `layer` lacks these three, and m rows are those of the input.
+Tensor run_layer(Linear& layer, const Tensor& input, const std::optional<Tensor>& bias, ScalarType output_type);
+
+}  // namespace ao_arm

@@ -1,0 +1,133 @@
+// Kernels for int8 weights: integer sums are exact for every shape and any number of threads, and so are packed values.
+#include <algorithm>
+#include <array>
+#include <thread>
+
+#include "checks.h"
+#include "layer/kernel_table.h"
+
+namespace ao_arm {
+namespace {
+
+// An (n, k) weight packed for a kernel, and m rows of activations with their exact products.
+struct Case {
+    int64_t m, n, k;
+    bool is_unsigned;  // the activations' bytes are uint8
+    std::vector<int8_t> activations, weight;
+    std::vector<int32_t> expected;
+    std::vector<uint8_t> packed;
+    std::string name, error;
+
+    Case(const Kernel& kernel, int64_t rows, int64_t columns, int64_t depth, Values values, bool unsigned_bytes = false)
+        : m(rows),
+          n(columns),
+          k(depth),
+          is_unsigned(unsigned_bytes),
+          activations(m * k),
+          weight(n * k),
+          expected(m * n),
+          name(std::string(kernel.id) + " m=" + std::to_string(m) + " n=" + std::to_string(n) +
+               " k=" + std::to_string(k) + (is_unsigned ? " unsigned" : "")) {
+        Random random;
+        const int extreme = is_unsigned ? -1 : -128;  // -1: the bits of 255
+        for (int8_t& value : activations)
+            value = static_cast<int8_t>(values == Values::kExtreme ? extreme : random.between(-128, 127));
+        for (int8_t& value : weight)
+            value = static_cast<int8_t>(values == Values::kExtreme ? -127 : random.between(-127, 127));
+        // What kernels that serve no uint8 activations get instead: less 128.
+        const int shift = is_unsigned && !kernel.serves_unsigned_lhs ? 128 : 0;
+        for (int64_t i = 0; i < m; ++i) {
+            for (int64_t j = 0; j < n; ++j) {
+                int32_t sum = 0;
+                for (int64_t l = 0; l < k; ++l) {
+                    const int8_t byte = activations[i * k + l];
+                    sum += ((is_unsigned ? static_cast<uint8_t>(byte) : byte) - shift) * weight[j * k + l];
+                }
+                expected[i * n + j] = sum;
+            }
+        }
+        const Problem problem{Scheme::kInt8, n, k};
+        packed.resize(packed_bytes(kernel, problem));
+        error = pack_weight(kernel, problem, {weight.data(), nullptr, nullptr}, packed.data());
+    }
+
+    // The first `rows` rows on some threads; true if all are exact.
+    bool multiply(int64_t rows, int threads = 1) const {
+        Linear layer = {};
+        if (!open(packed, Scheme::kInt8, &layer.weight).empty()) return false;
+        std::vector<int32_t> output(rows * n, 12345);
+        layer.input = activations.data();
+        layer.input_dtype = is_unsigned ? DType::kUInt8 : DType::kInt8;
+        layer.activation_scale = ActivationScale::kStatic;
+        layer.output = output.data();
+        layer.output_dtype = DType::kInt32;
+        layer.m = rows;
+        return run(layer, threads) && std::equal(output.begin(), output.end(), expected.begin());
+    }
+
+    bool unpacks() const {
+        PackedWeight opened{};
+        std::vector<int8_t> values(n * k);
+        return open(packed, Scheme::kInt8, &opened).empty() &&
+               unpack_weight(opened, {values.data(), nullptr, nullptr}).empty() && values == weight;
+    }
+};
+
+void test_shape(const Case& test, bool all_rows) {
+    check(test.error.empty() && test.unpacks(), test.name + " unpack " + test.error);
+    for (int64_t rows = all_rows ? 1 : test.m; rows <= test.m && test.error.empty(); ++rows)
+        check(test.multiply(rows), test.name + " rows=" + std::to_string(rows));
+}
+
+// Callers that do not know of each other.
+void test_callers(const Kernel& kernel) {
+    const Case test(kernel, 70, 400, 96, Values::kRandom);
+    std::vector<std::thread> callers;
+    std::vector<int> wrong(8, 0);
+    for (int t = 0; t < 8; ++t)
+        callers.emplace_back([&, t] {
+            for (int round = 0; round < 20; ++round) wrong[t] += !test.multiply(1 + (t * 9 + round) % 70);
+        });
+    for (std::thread& caller : callers) caller.join();
+    check(std::all_of(wrong.begin(), wrong.end(), [](int count) { return count == 0; }), test.name + " in 8 threads");
+}
+
+}  // namespace
+
+bool test_int8_kernel(const Kernel& kernel, bool exhaustive) {
+    std::vector<int64_t> sizes;
+    for (int64_t size = 1; size <= (exhaustive ? 130 : 18); ++size) sizes.push_back(size);
+    if (!exhaustive)
+        for (const int64_t size : {24, 31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97, 127, 128, 129, 130})
+            sizes.push_back(size);
+    int shapes = 0;
+    const auto fits = [&](int64_t n, int64_t k) {
+        return reject_reasons(kernel, {Scheme::kInt8, n, k}).empty() && ++shapes > 0;
+    };
+    for (const int64_t n : sizes)
+        for (const int64_t k : sizes)
+            if (fits(n, k)) test_shape(Case(kernel, 33, n, k, Values::kRandom), true);
+    const int64_t wide[][3] = {{1, 768, 3072}, {65, 383, 100}, {130, 384, 64},
+                               {66, 385, 40},  {67, 769, 96},  {7, 1000, 200}};
+    for (const auto& [m, n, k] : wide) {
+        if (!fits(n, k)) continue;
+        const Case test(kernel, m, n, k, Values::kRandom);
+        test_shape(test, false);
+        for (const int threads : {2, 3, 7, 16})
+            check(test.multiply(m, threads), test.name + " on " + std::to_string(threads) + " threads");
+    }
+    const int64_t extreme[][3] = {{9, 40, 3000}, {33, 16, 64}, {8, 65, kMaxK}};
+    for (const auto& [m, n, k] : extreme)
+        if (fits(n, k)) test_shape(Case(kernel, m, n, k, Values::kExtreme), false);
+    // As uint8 or, where a kernel does not serve them, less 128.
+    for (int64_t m = 1; m <= kMostRows; m += kernel.serves_unsigned_lhs ? 1 : 13)
+        if (fits(1 + m * 7 % 61, 3 * m))
+            test_shape(Case(kernel, m, 1 + m * 7 % 61, 3 * m, Values::kRandom, true), false);
+    for (const auto& [m, n, k] : {std::array<int64_t, 3>{33, 400, 100}, {1, 385, 8}, {8, 65, kMaxK}})
+        if (fits(n, k)) test_shape(Case(kernel, m, n, k, k == kMaxK ? Values::kExtreme : Values::kRandom, true), false);
+    if (fits(400, 96)) test_callers(kernel);
+    if (fits(20, 30)) test_damaged(kernel, {Scheme::kInt8, 20, 30}, Case(kernel, 1, 20, 30, Values::kRandom).packed);
+    return shapes > 0;
+}
+
+}  // namespace ao_arm
