@@ -1,6 +1,6 @@
 """The calls that cycles.py compares; runs on the emulated machine.
 
-    cycles_guest.py CANDIDATE,... MxKxN,...
+    cycles_guest.py CANDIDATE,... MxKxN,... THREADS
 
 Each candidate multiplies the same activations (m, k) with the same weight (n, k) and adds the same bias. Its result is
 compared with the one in float64 before its region runs.
@@ -202,8 +202,8 @@ def sqnr(exact: Tensor, result: Tensor) -> float:
     return float(20 * torch.log10(exact.norm() / (exact - result).norm()))
 
 
-def main(candidates: list[str], shapes: list[tuple[int, int, int]]) -> None:
-    torch.set_num_threads(1)
+def main(candidates: list[str], shapes: list[tuple[int, int, int]], threads: int = 1) -> None:
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     for m, k, n in shapes:
         x, weight, bias = torch.randn(m, k), torch.randn(n, k) / k**0.5, torch.randn(n)
@@ -227,4 +227,5 @@ if __name__ == "__main__":
         main(
             sys.argv[1].split(","),
             [(int(m), int(k), int(n)) for m, k, n in (shape.split("x") for shape in sys.argv[2].split(","))],
+            int(sys.argv[3]),
         )
