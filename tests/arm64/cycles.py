@@ -3,20 +3,21 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from cache import Report
 from counting import Counter, CountingError, Region
-from cycles_figures import CANDIDATES, GROUPS, TARGETS, Row, among, caveat, cell, limit, read, write
+from cycles_figures import CANDIDATES, GROUPS, PEERS, TARGETS, Row, among, caveat, cell, limit, read, threaded, write
 from cycles_pieces import llvm
 from cycles_plot import Panel, draw
 from cycles_tables import table
+from cycles_threads_plot import Line, ThreadsPanel, draw_threads
 from machine import BuildError, Machine, Unavailable
-from openmp import opened, without_waiting
 from pricing import Core
+from thread_teams import opened, without_waiting
 from wheels import PYTHON
 
 GUEST = Path(__file__).with_name("cycles_guest.py")
@@ -88,6 +89,35 @@ def panel(cpu: str, rows: Sequence[Row]) -> Panel:
         {shape: limit(cpu, shape) for _, shape in cycles},
         {(CANDIDATES[candidate], shape): cycles[candidate, shape] for candidate, shape in cycles},
     )
+
+
+def threads_panels(cpu: str, rows: Sequence[Row]) -> list[ThreadsPanel]:
+    """What is drawn of a core's rows, over the numbers of threads."""
+    busiest = {(*cell(row), row.threads): row.busiest for row in sorted(rows, key=lambda row: row.threads)}
+    pairs = {peer: name for name, peer in PEERS.items()}
+    panels = []
+    for shape in dict.fromkeys(cell(row)[1] for row in rows):
+        lines = [
+            Line(
+                CANDIDATES[candidate],
+                pairs.get(candidate, candidate),
+                {threads: cycles for (*of, threads), cycles in busiest.items() if of == [candidate, shape]},
+            )
+            for candidate in CANDIDATES
+            if any(key[:2] == (candidate, shape) for key in busiest)
+        ]
+        counts = sorted({threads for line in lines for threads in line.cycles})
+        limits = {threads: limit(cpu, shape, threads) for threads in counts}
+        panels.append(ThreadsPanel(f"{shape}, modelled {cpu}", limits, lines))
+    return panels
+
+
+def plot(figures: Mapping[str, Sequence[Row]], file: Path) -> None:
+    """Draw the rows of all cores."""
+    if any(threaded(rows) for rows in figures.values()):
+        draw_threads([panel for cpu, rows in figures.items() for panel in threads_panels(cpu, rows)], file)
+    else:
+        draw([panel(cpu, rows) for cpu, rows in figures.items()], file)
 
 
 def listed(text: str, pattern: str) -> list[str]:
@@ -179,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.json:
             write(given.json, cpu, rows)
     if given.plot and figures:
-        draw([panel(cpu, rows) for cpu, rows in figures.items()], given.plot)
+        plot(figures, given.plot)
     return 0
 
 

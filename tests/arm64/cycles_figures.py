@@ -11,9 +11,9 @@ Modelled, not measured: how often QEMU ran each block of code x what llvm-mca sa
 always hit, branches are always predicted. Compare figures of one run, which repeat within a percent. They are no times,
 and too low where a call waits for memory, as one row against a large weight does."""
 THREADS_CAVEAT = """\
-Several threads: each one's own instructions, less those of the functions of libgomp in which it waits. Left out are
-that threads are woken, barriers and all other waiting, and that threads share caches and memory bandwidth: a call takes
-longer than its busiest thread's cycles. Working threads are those that did more than wake up to find nothing to do."""
+Several threads: what each of them ran itself, less the functions of libgomp and OpenBLAS in which they only wait. Left
+out are waking threads up, barriers and all other waiting, and that threads share caches and memory bandwidth. A call
+takes longer than its busiest thread's cycles. A thread that woke up and found nothing to do is none that worked."""
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,21 @@ from pathlib import Path
 
 import cycles_guest
 import pytest
+import torch
 from cache import Report
 from commands import Unavailable
 from counting import Block, Counter, CountingError, joined, parse_regions
-from cycles import candidates, compare, main, panel, priced
-from cycles_figures import CANDIDATES, GROUPS, PEERS, Row
+from cycles import candidates, compare, main, panel, priced, threads_panels
+from cycles_figures import CANDIDATES, GROUPS, PEERS, THREADS_CAVEAT, Row, read, write
 from cycles_pieces import llvm
 from cycles_plot import draw_panel
 from cycles_tables import table
+from cycles_threads_plot import draw_threads_panel
 from machine import Machine
 from pieces import SITE_PACKAGES
 from pricing import Core
 from symbols import shortened
+from torch import Tensor
 
 # Calls on neoverse-v1, in cycles; with 64 rows the multiplications alone take 295 thousand.
 TARGETS = {
@@ -226,6 +229,70 @@ def test_table_of_threads() -> None:
     assert [line.split()[-3:] for line in busiest[3:5]] == [["500", "(1)", "-"], ["16", "-", "-"]]
     assert [line.split()[-5:] for line in busiest[5:]][1] == ["16", "41.5", "(2)", "28.0", "(1)"]
     assert total[-1].split()[-5:] == ["16", "64.0", "[15]", "29.0", "[15]"]
+
+
+def test_threads_are_written_read_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    first = [row("torch-per-tensor 8x768x768", 121_000), row("ours 8x768x768", 62_000)]
+    second = [row("ours 8x768x768", 99_000, 16, 98_000, 3), row("ours 8x768x768", 64_000, 4, 52_000, 2)]
+    later = [row("ours 8x768x768", 64_000, 16, 41_500, 2)]
+    files = [tmp_path / f"{number}.json" for number in range(3)]
+    for file, rows in zip(files, (first, second, later), strict=True):
+        write(file, "neoverse-v1", rows)
+    assert read(files) == {"neoverse-v1": [*first, *later, second[1]]}
+    assert [THREADS_CAVEAT in json.loads(file.read_text())["what"] for file in files] == [False, True, True]
+
+    picture = tmp_path / "threads.svg"
+    command = ["--from", *map(str, files), "--plot", str(picture)]
+    assert main([*command, "--threads", "1,16"]) == 0
+    output = capsys.readouterr().out
+    ours = [line.split()[-3:] for line in output.splitlines() if line.startswith(CANDIDATES["ours"])]
+    assert ours[:2] == [["1", "62.0", "(1)"], ["16", "41.5", "(2)"]]
+    assert THREADS_CAVEAT in output
+    drawn = picture.read_text()
+    for text in ("8x768x768, modelled neoverse-v1", CANDIDATES["ours"], CANDIDATES["torch-per-tensor"]):
+        assert f"<!-- {text} -->" in drawn
+    assert "nothing measured" in drawn
+
+    assert main([*command, "--threads", "1"]) == 0
+    assert THREADS_CAVEAT not in capsys.readouterr().out
+    assert "one thread" in picture.read_text()
+
+
+def test_lines_over_threads() -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    rows = [row("ours 8x768x768", 64_000, 16, 41_500, 2), row("torch-per-tensor 8x768x768", 121_000)]
+    (shape,) = threads_panels("neoverse-v1", [*rows, row("ours 8x768x768", 62_000)])
+    axis = figure.subplots()
+    draw_threads_panel(axis, shape, {"ours": "red"})
+    theirs, ours, limit = axis.get_lines()
+    assert (list(theirs.get_xdata()), list(theirs.get_ydata())) == ([1], [121])
+    assert (list(ours.get_xdata()), list(ours.get_ydata())) == ([1, 16], [62, 41.5])
+    assert limit.get_ydata()[0] == pytest.approx(36.864) == 16 * limit.get_ydata()[1]
+    assert (theirs.get_color(), theirs.get_linestyle(), ours.get_linestyle()) == ("red", "--", "-")
+
+
+def test_large_results_are_compared_in_part() -> None:
+    ((rows, columns),) = cycles_guest.compared(8, 768, 768)
+    assert (len(rows), len(columns)) == (8, 768)
+    (rows, all_columns), (all_rows, columns) = cycles_guest.compared(512, 4096, 4096)
+    assert (len(all_rows), len(all_columns)) == (512, 4096)
+    for chosen, last in ((rows, 511), (columns, 4095)):
+        assert len(chosen) == 16
+        assert (int(chosen[0]), int(chosen[-1])) == (0, last)
+    ((rows, _), _) = cycles_guest.compared(1, 16384, 8192)
+    assert rows.tolist() == [0]
+
+
+def test_a_wrong_part_of_a_large_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cycles_guest, "LARGE", 0)
+
+    def cut(x: Tensor, weight: Tensor, bias: Tensor) -> cycles_guest.Call:
+        return lambda: torch.cat([cycles_guest.fp32(x, weight, bias)()[:32], torch.zeros(32, len(bias))])
+
+    monkeypatch.setitem(cycles_guest.CANDIDATES, "cut", cut)
+    with pytest.raises(SystemExit, match="cut is wrong for 64x16x48"):
+        cycles_guest.main(["cut"], [(64, 16, 48)])
 
 
 def file_of(path: Path, cpu: str, cycles: dict[str, int]) -> str:
