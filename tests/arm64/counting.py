@@ -34,7 +34,7 @@ class Block:
         return self.executions * (len(self.code) // (2 * INSTRUCTION_BYTES))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Mapping:
     """A part of a file in the guest's memory."""
 
@@ -45,12 +45,10 @@ class Mapping:
 
 
 @dataclass
-class Region:
-    """What the plugin counted in one region."""
+class Thread:
+    """What one thread ran in a region."""
 
-    label: str = ""
     blocks: list[Block] = field(default_factory=list)
-    mappings: list[Mapping] = field(default_factory=list)
 
     @property
     def instructions(self) -> int:
@@ -68,20 +66,36 @@ class Region:
         return chosen
 
 
+@dataclass
+class Region:
+    """What the plugin counted in one region, for each thread that ran in it."""
+
+    label: str = ""
+    caller: int = 0  # the thread that marked the region
+    threads: dict[int, Thread] = field(default_factory=dict)
+    mappings: list[Mapping] = field(default_factory=list)
+
+
 def parse_regions(text: str) -> list[Region]:
     """The regions in a file that the plugin wrote."""
     regions: list[Region] = []
     for line in text.splitlines():
-        kind, *words = line.split(maxsplit=6)
+        kind, _, rest = line.partition(" ")
         if kind == "region":
-            regions.append(Region())
+            regions.append(Region(caller=int(rest, 16)))
         elif kind == "map":
+            words = rest.split(maxsplit=5)
             start, end = (int(address, 16) for address in words[0].split("-"))
             regions[-1].mappings.append(Mapping(start, end, int(words[2], 16), words[5]))
         elif kind == "block":
-            regions[-1].blocks.append(Block(int(words[0], 16), int(words[1], 16), words[2]))
+            address, code, *counts = rest.split()
+            for count in counts:
+                thread, executions = (int(number, 16) for number in count.split(":"))
+                block = Block(int(address, 16), executions, code)
+                regions[-1].threads.setdefault(thread, Thread()).blocks.append(block)
     for region in regions:
-        region.blocks = joined(region.blocks)
+        for ran in region.threads.values():
+            ran.blocks = joined(ran.blocks)
     return regions
 
 

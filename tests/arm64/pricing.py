@@ -1,16 +1,14 @@
 """What counted code would cost on a core: llvm-mca's cycles for each block of it, and the functions it belongs to."""
 
-import bisect
-import os
 import re
-import subprocess
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
-from counting import INSTRUCTION_BYTES, Mapping, Region
+from counting import INSTRUCTION_BYTES, Mapping, Thread
+from llvm_tools import run_tool
+from symbols import function_at
 
 ITERATIONS = 100
 # Blocks to price at a time: llvm-mca is started once for each batch.
@@ -18,40 +16,31 @@ BATCH = 50
 PROCESSES = 2
 
 
-class Symbol(NamedTuple):
-    """A function in a file."""
-
-    start: int
-    end: int
-    name: str
-
-
 class Core:
     """llvm-mca's model of a core."""
 
     def __init__(self, name: str, llvm: Path) -> None:
         self.name = name
-        self._llvm = llvm
+        self.llvm = llvm
         self._prices: dict[str, float] = {}
-        self._symbols: dict[str, list[Symbol]] = {}
 
-    def cycles(self, region: Region) -> float:
-        """The cycles of a region."""
-        hottest = region.hottest()
+    def cycles(self, thread: Thread) -> float:
+        """The cycles of what a thread ran."""
+        hottest = thread.hottest()
         prices = self.prices({block.code for block in hottest})
         instructions = sum(block.instructions for block in hottest)
         cycles = sum(block.executions * prices[block.code] for block in hottest)
-        return cycles * region.instructions / instructions if instructions else 0.0
+        return cycles * thread.instructions / instructions if instructions else 0.0
 
-    def functions(self, region: Region, top: int) -> list[tuple[str, float]]:
-        """The `top` costliest functions of a region, with their shares of its cycles."""
+    def functions(self, thread: Thread, mappings: Sequence[Mapping], top: int) -> list[tuple[str, float]]:
+        """The `top` costliest functions of a thread, with their shares of its cycles."""
         if not top:
             return []
-        hottest = region.hottest()
+        hottest = thread.hottest()
         prices = self.prices({block.code for block in hottest})
         spent: dict[str, float] = {}
         for block in hottest:
-            name = self._function(block.address, region.mappings)
+            name = function_at(self.llvm, block.address, mappings)
             spent[name] = spent.get(name, 0.0) + block.executions * prices[block.code]
         total = sum(spent.values()) or 1.0
         costliest = sorted(spent, key=lambda name: -spent[name])[:top]
@@ -74,7 +63,7 @@ class Core:
         ]
         words = ["-mtriple=aarch64", f"-mcpu={self.name}", "-mattr=+all", f"-iterations={ITERATIONS}"]
         words += ["-resource-pressure=false", "-instruction-info=false", "-skip-unsupported-instructions=any"]
-        printed = self._run("llvm-mca", words, "\n".join(parts)).stdout
+        printed = run_tool(self.llvm, "llvm-mca", words, "\n".join(parts)).stdout
         found = re.findall(r"^\[\d+\] Code Region - (\d+)$.*?^Total Cycles: +(\d+)$", printed, re.MULTILINE | re.DOTALL)
         cycles = {int(number): int(total) / ITERATIONS for number, total in found}
         # What it does not list it knows nothing of: a system call, for example.
@@ -85,44 +74,8 @@ class Core:
         size = 2 * INSTRUCTION_BYTES
         words = [code[start : start + size] for code in codes for start in range(0, len(code), size)]
         text = "\n".join(" ".join(f"0x{word[i : i + 2]}" for i in range(0, size, 2)) for word in words)
-        done = self._run("llvm-mc", ["-triple=aarch64", "-mattr=+all", "-disassemble"], text)
+        done = run_tool(self.llvm, "llvm-mc", ["-triple=aarch64", "-mattr=+all", "-disassemble"], text)
         refused = {int(number) for number in re.findall(r"^<stdin>:(\d+):\d+: warning", done.stderr, re.MULTILINE)}
         printed = iter([line.strip() for line in done.stdout.splitlines() if not line.strip().startswith(".")])
         lines = iter(["" if number in refused else next(printed) for number in range(1, len(words) + 1)])
         return [[line for line in islice(lines, len(code) // size) if line] for code in codes]
-
-    def _function(self, address: int, mappings: Sequence[Mapping]) -> str:
-        """The file that holds an address, and its function if the file's symbols name it."""
-        for mapping in mappings:
-            if mapping.start <= address < mapping.end:
-                base = min(other.start - other.offset for other in mappings if other.file == mapping.file)
-                symbols = self._symbols_of(mapping.file)
-                before = bisect.bisect(symbols, address - base, key=lambda symbol: symbol.start) - 1
-                named = before >= 0 and address - base < symbols[before].end
-                return f"{Path(mapping.file).name}: {symbols[before].name if named else '?'}"
-        return "code made at run time"
-
-    def _symbols_of(self, file: str) -> list[Symbol]:
-        if file not in self._symbols:
-            found = set()
-            for table in ([], ["--dynamic"]):
-                printed = self._run("llvm-nm", ["--demangle", "--format=posix", *table, file]).stdout
-                for name, start, size in re.findall(r"^(.+) [tTwWi] (\w+) (\w+)$", printed, re.MULTILINE):
-                    # Without a size it says little: in a stripped file everything comes after some such symbol.
-                    if int(size, 16):
-                        found.add(Symbol(int(start, 16), int(start, 16) + int(size, 16), shortened(name)))
-            self._symbols[file] = sorted(found)
-        return self._symbols[file]
-
-    def _run(self, tool: str, words: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "LD_LIBRARY_PATH": str(self._llvm / "lib")}
-        command = [str(self._llvm / "bin" / tool), *words]
-        return subprocess.run(command, input=text, env=env, check=True, capture_output=True, text=True)
-
-
-def shortened(symbol: str) -> str:
-    """A C++ symbol without parameters, template arguments and return type."""
-    name = symbol.replace("(anonymous namespace)::", "")
-    while (less := re.sub(r"<[^<>]*>", "", name)) != name:
-        name = less
-    return re.sub(r"\(.*", "", name).rpartition(" ")[2] or symbol

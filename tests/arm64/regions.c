@@ -1,7 +1,7 @@
-// QEMU plugin: counts how often each translated block of code runs in the regions that the guest marks, and writes them
-// to the file `out=FILE`. For each region one line `region`; then the memory map, as lines `map ...` of
-// /proc/self/maps; then, for each block that ran, `block ADDRESS EXECUTIONS CODE`, all hexadecimal, CODE as the
-// instructions' bytes.
+// QEMU plugin: counts how often each thread runs each translated block of code in the regions that the guest marks, and
+// writes it to the file `out=FILE`. For each region one line `region VCPU`, where VCPU is the thread that ended it;
+// then the memory map, as lines `map ...` of /proc/self/maps; then, for each block that ran, a line `block ADDRESS CODE
+// VCPU:EXECUTIONS ...` with the threads that ran it, all hexadecimal, CODE as the instructions' bytes.
 //
 // The guest marks with a system call that Linux does not have: syscall(0x1A17, 0) begins a region, syscall(0x1A17, 1)
 // ends it. Elsewhere it fails without any effect.
@@ -21,11 +21,18 @@ enum { MARK = 0x1A17, BYTES = 4 };
 typedef struct Block {
     struct Block* next;
     uint64_t address;
-    uint64_t before;  // executions until the region began
     qemu_plugin_u64 executed;
+    qemu_plugin_u64 before;  // executions until the region began
     size_t size;
     unsigned char code[];
 } Block;
+
+// Of each thread; QEMU adds zeroed ones as threads are created. No count is reset where a region begins: a thread that
+// runs the block just then might write the old one back.
+typedef struct Counts {
+    uint64_t executed;
+    uint64_t before;
+} Counts;
 
 static Block* blocks;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -37,8 +44,9 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb* tb) {
     Block* block = malloc(sizeof *block + instructions * BYTES);
     if (!block) abort();
     block->address = qemu_plugin_tb_vaddr(tb);
-    block->before = 0;
-    block->executed = qemu_plugin_scoreboard_u64(qemu_plugin_scoreboard_new(sizeof(uint64_t)));
+    struct qemu_plugin_scoreboard* counts = qemu_plugin_scoreboard_new(sizeof(Counts));
+    block->executed = qemu_plugin_scoreboard_u64_in_struct(counts, Counts, executed);
+    block->before = qemu_plugin_scoreboard_u64_in_struct(counts, Counts, before);
     block->size = instructions * BYTES;
     for (size_t i = 0; i < instructions; i++)
         qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, i), block->code + i * BYTES, BYTES);
@@ -58,26 +66,37 @@ static void write_map(void) {
     if (maps) fclose(maps);
 }
 
-static void write_block(const Block* block, uint64_t executions) {
-    fprintf(out, "block %" PRIx64 " %" PRIx64 " ", block->address, executions);
+static void write_block(const Block* block) {
+    fprintf(out, "block %" PRIx64 " ", block->address);
     for (size_t i = 0; i < block->size; i++) fprintf(out, "%02x", block->code[i]);
-    fputc('\n', out);
+}
+
+// Notes the executions until now, and writes those since they were noted last if `writes` says so.
+static void note_executions(const Block* block, bool writes) {
+    bool written = false;
+    for (int vcpu = 0; vcpu < qemu_plugin_num_vcpus(); vcpu++) {
+        uint64_t executed = qemu_plugin_u64_get(block->executed, vcpu);
+        uint64_t before = qemu_plugin_u64_get(block->before, vcpu);
+        if (executed == before) continue;
+        qemu_plugin_u64_set(block->before, vcpu, executed);
+        if (!writes) continue;
+        if (!written) write_block(block);
+        written = true;
+        fprintf(out, " %x:%" PRIx64, vcpu, executed - before);
+    }
+    if (written) fputc('\n', out);
 }
 
 static void system_call(qemu_plugin_id_t id, unsigned int vcpu, int64_t number, uint64_t ends, uint64_t a2, uint64_t a3,
                         uint64_t a4, uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8) {
-    (void)id, (void)vcpu, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
+    (void)id, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
     if (number != MARK) return;
     pthread_mutex_lock(&lock);
     if (ends) {
-        fputs("region\n", out);
+        fprintf(out, "region %x\n", vcpu);
         write_map();
     }
-    for (Block* block = blocks; block; block = block->next) {
-        uint64_t executed = qemu_plugin_u64_sum(block->executed);
-        if (ends && executed != block->before) write_block(block, executed - block->before);
-        block->before = executed;
-    }
+    for (const Block* block = blocks; block; block = block->next) note_executions(block, ends);
     fflush(out);
     pthread_mutex_unlock(&lock);
 }
