@@ -11,69 +11,51 @@
 namespace ao_arm {
 namespace {
 
+// A feature's name, and where operating systems tell of it: the number of its bit in the Linux kernel's AT_HWCAP (from
+// 64 on: AT_HWCAP2; arch/arm64/include/uapi/asm/hwcap.h), Apple's name of it.
 struct NamedFeature {
     CpuFeature feature;
     const char* name;
+    int hwcap_bit;
+    const char* apple;
 };
 
-constexpr NamedFeature kNames[] = {
-    {kAvx2, "avx2"},       {kAvx512Vnni, "avx512vnni"},
-    {kDotprod, "dotprod"}, {kI8mm, "i8mm"},
-    {kFp16, "fp16"},       {kBf16, "bf16"},
-    {kSve, "sve"},         {kSme2, "sme2"},
+constexpr NamedFeature kFeatures[] = {
+    {kAvx2, "avx2", -1, nullptr},
+    {kAvx512Vnni, "avx512vnni", -1, nullptr},
+    {kDotprod, "dotprod", 20, "hw.optional.arm.FEAT_DotProd"},
+    {kI8mm, "i8mm", 64 + 13, "hw.optional.arm.FEAT_I8MM"},
+    {kFp16, "fp16", 10, "hw.optional.arm.FEAT_FP16"},
+    {kBf16, "bf16", 64 + 14, "hw.optional.arm.FEAT_BF16"},
+    {kSve, "sve", 22, nullptr},
+    {kSme2, "sme2", 64 + 37, "hw.optional.arm.FEAT_SME2"},
 };
 
+bool is_there(const NamedFeature& row) {
 #if defined(__x86_64__)
-
-uint32_t read_features() {
     __builtin_cpu_init();
-    uint32_t bits = 0;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) bits |= kAvx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
-        bits |= kAvx512Vnni;
-    return bits;
-}
-
+    if (row.feature == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return row.feature == kAvx512Vnni && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
 #elif defined(__aarch64__) && defined(__linux__)
-
-// Bit numbers of the kernel's AT_HWCAP and AT_HWCAP2 (arch/arm64/include/uapi/asm/hwcap.h), spelled out because
-// older C libraries lack the later ones.
-uint32_t read_features() {
-    const unsigned long hwcap = getauxval(AT_HWCAP), hwcap2 = getauxval(AT_HWCAP2);
-    const auto bit = [](unsigned long word, int at) { return ((word >> at) & 1) != 0; };
-    uint32_t bits = 0;
-    if (bit(hwcap, 10)) bits |= kFp16;     // ASIMDHP
-    if (bit(hwcap, 20)) bits |= kDotprod;  // ASIMDDP
-    if (bit(hwcap, 22)) bits |= kSve;
-    if (bit(hwcap2, 13)) bits |= kI8mm;
-    if (bit(hwcap2, 14)) bits |= kBf16;
-    if (bit(hwcap2, 37)) bits |= kSme2;
-    return bits;
-}
-
+    const unsigned long word = getauxval(row.hwcap_bit < 64 ? AT_HWCAP : AT_HWCAP2);
+    return row.hwcap_bit >= 0 && ((word >> (row.hwcap_bit % 64)) & 1) != 0;
 #elif defined(__aarch64__) && defined(__APPLE__)
-
-uint32_t read_features() {
-    const auto has = [](const char* name) {
-        int value = 0;
-        size_t size = sizeof value;
-        return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
-    };
-    uint32_t bits = 0;
-    if (has("hw.optional.arm.FEAT_FP16")) bits |= kFp16;
-    if (has("hw.optional.arm.FEAT_DotProd")) bits |= kDotprod;
-    if (has("hw.optional.arm.FEAT_I8MM")) bits |= kI8mm;
-    if (has("hw.optional.arm.FEAT_BF16")) bits |= kBf16;
-    if (has("hw.optional.arm.FEAT_SME2")) bits |= kSme2;
-    return bits;
+    int value = 0;
+    size_t size = sizeof value;
+    return row.apple != nullptr && sysctlbyname(row.apple, &value, &size, nullptr, 0) == 0 && value != 0;
+#else
+    (void)row;
+    return false;
+#endif
 }
 
-#else
-
-uint32_t read_features() { return kNoFeature; }
-
-#endif
+uint32_t read_features() {
+    uint32_t bits = 0;
+    for (const NamedFeature& row : kFeatures) bits |= is_there(row) ? row.feature : kNoFeature;
+    return bits;
+}
 
 std::string read_model() {
     std::ifstream info("/proc/cpuinfo");
@@ -101,7 +83,7 @@ const CpuFeatures& cpu_features() {
 
 std::vector<std::string> feature_names(uint32_t bits) {
     std::vector<std::string> names;
-    for (const NamedFeature& row : kNames)
+    for (const NamedFeature& row : kFeatures)
         if (bits & row.feature) names.emplace_back(row.name);
     return names;
 }

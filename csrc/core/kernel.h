@@ -2,6 +2,7 @@
 // tokens and channels, zero points, bias and threads are the driver's business.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -22,6 +23,20 @@ struct PlainWeight {
     int8_t* qdata;       // (n, k), in [-127, 127]; of 4-bit weights in [-8, 7]
     void* scale;         // (n, k / group), of the problem's scale_type
     int8_t* zero_point;  // (n, k / group), in [-8, 7]; null if the problem has none
+};
+
+// Columns of a weight.
+struct Columns {
+    int64_t first;
+    int64_t count;
+};
+
+// Rows of a lhs block that has `of` rows in all.
+struct LhsPart {
+    const int8_t* const* rows;  // `count` of them, each padded_k values
+    int64_t first;
+    int64_t count;
+    int64_t of;
 };
 
 // One call, for m <= kMostRows rows and the columns of whole column blocks:
@@ -57,30 +72,29 @@ struct Kernel {
     // Name of the arrangement of the packed bytes, stored with them. It may depend on the CPU and on the shape.
     std::string (*packing_format)(const Problem& problem);
 
-    // The weight: column blocks of column_step columns are packed and multiplied as a whole. A block holds `columns`
-    // of them, from first_column on: column_step or, at the weight's end, fewer.
+    // The weight: column blocks of column_step columns, or fewer at its end, are packed and multiplied as a whole.
     int64_t column_step;
     int64_t (*block_bytes)(const Problem& problem, int64_t columns);
     // Between a column block and its packed bytes. False when a library refused.
-    bool (*pack)(const Problem& problem, const PlainWeight& weight, int64_t first_column, int64_t columns,
-                 uint8_t* block);
-    bool (*unpack)(const Problem& problem, const uint8_t* block, int64_t first_column, int64_t columns,
-                   const PlainWeight& weight);
+    bool (*pack)(const Problem& problem, const PlainWeight& weight, Columns columns, uint8_t* block);
+    bool (*unpack)(const Problem& problem, const uint8_t* block, Columns columns, const PlainWeight& weight);
 
     // The activations: rows of padded_k int8 values, zero beyond k, are arranged in lhs blocks of row_step rows.
     int64_t row_step;
     int64_t (*padded_k)(const Problem& problem);
     // Optional: bytes of a lhs block. Null: those of its rows.
     int64_t (*lhs_bytes)(const Problem& problem);
-    // Optional: arranges rows[0 ... count) as rows first, first + 1, ... of a lhs block that has `of` rows in all.
-    // `first` is a multiple of lhs_step, and so is the count unless they are the last ones. Null: a block is its rows.
-    void (*pack_lhs)(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, int64_t of,
-                     int8_t* block);
-    int64_t lhs_step;
+    // Optional: arranges a part of a lhs block. Null: a block is its rows.
+    void (*pack_lhs)(const Problem& problem, const LhsPart& part, int8_t* block);
+    int64_t lhs_step;  // `first` of a part is a multiple of it, and so is the count unless the last row is among them
 
     bool (*multiply)(const Multiplication& call);
     int64_t most_rows;  // that calls have: kMostRows or, if its loops go along the columns first, fewer
     bool serves_unsigned_lhs;
+    // Of another library's kernels: its name, and where the verdict of a trial is kept: 0 for none yet, 1, or -1 if it
+    // failed. Null: it is our own.
+    const char* library;
+    std::atomic<int>* trial;
     // Optional: scratch memory of a call with these columns; null: none.
     int64_t (*scratch_bytes)(const Problem& problem, int64_t columns);
     // Optional: what 4-bit sums are to be multiplied by, a power of two: kernels that shift nibbles into the upper half

@@ -26,11 +26,10 @@ struct Int4ColumnBlock {
     // A block is whole, however many of its columns there are.
     static int64_t block_bytes(const Problem& problem, int64_t) { return problem.groups() * group_bytes(problem); }
 
-    static bool pack(const Problem& problem, const PlainWeight& weight, int64_t first_column, int64_t columns,
-                     uint8_t* block) {
-        std::memset(block, 0, block_bytes(problem, columns));
+    static bool pack(const Problem& problem, const PlainWeight& weight, Columns columns, uint8_t* block) {
+        std::memset(block, 0, block_bytes(problem, columns.count));
         const int sign = kAlwaysUnsigned || problem.zero_points ? 8 : 0;
-        each(problem, first_column, columns, [&](int64_t at, int64_t index, int64_t group_at) {
+        each(problem, columns, [&](int64_t at, int64_t index, int64_t group_at) {
             uint8_t* group = block + group_at;
             const int8_t* q = weight.qdata + index * problem.group;
             for (int64_t l = 0; l < problem.group; ++l) {
@@ -46,10 +45,9 @@ struct Int4ColumnBlock {
         return true;
     }
 
-    static bool unpack(const Problem& problem, const uint8_t* block, int64_t first_column, int64_t columns,
-                       const PlainWeight& weight) {
+    static bool unpack(const Problem& problem, const uint8_t* block, Columns columns, const PlainWeight& weight) {
         const int sign = kAlwaysUnsigned || problem.zero_points ? 8 : 0;
-        each(problem, first_column, columns, [&](int64_t at, int64_t index, int64_t group_at) {
+        each(problem, columns, [&](int64_t at, int64_t index, int64_t group_at) {
             const uint8_t* group = block + group_at;
             int8_t* q = weight.qdata + index * problem.group;
             for (int64_t l = 0; l < problem.group; ++l) {
@@ -68,10 +66,10 @@ struct Int4ColumnBlock {
    private:
     // body(its place in the block, index of its scale, offset of the group) for each group of each column.
     template <class Body>
-    static void each(const Problem& problem, int64_t first_column, int64_t columns, const Body& body) {
-        for (int64_t at = 0; at < columns; ++at)
+    static void each(const Problem& problem, Columns columns, const Body& body) {
+        for (int64_t at = 0; at < columns.count; ++at)
             for (int64_t g = 0; g < problem.groups(); ++g)
-                body(at, (first_column + at) * problem.groups() + g, g * group_bytes(problem));
+                body(at, (columns.first + at) * problem.groups() + g, g * group_bytes(problem));
     }
 
     static bool is_high(int64_t l) { return l / kHalf % 2 != 0; }

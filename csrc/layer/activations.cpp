@@ -71,7 +71,7 @@ void Activations::arrange(int64_t begin, int64_t rows, int64_t first, int64_t la
             tokens.zero_point[row + i] = token.zero_point;
             sources[i] = quantized(begin + row + i, token, !packs, plain + i * padded_k);
         }
-        if (packs) kernel.pack_lhs(problem, sources, at, count, of, to);
+        if (packs) kernel.pack_lhs(problem, {sources, at, count, of}, to);
         row += count;
     }
 }

@@ -33,13 +33,13 @@ int32_t Epilogue::quantized(float bound) const {
     return layer_.output_zero_point + static_cast<int32_t>(std::max(-1024.0f, std::min(1024.0f, steps)));
 }
 
-Epilogue::Columns::Columns(const Linear& layer, int64_t most_columns, ScratchParts* parts) {
+Epilogue::TileColumns::TileColumns(const Linear& layer, int64_t most_columns, ScratchParts* parts) {
     converted_bias = parts->take<float>(converts_bias(layer) ? most_columns : 0);
     offsets = parts->take<int32_t>(is_requantized(layer) ? most_columns : 0);
     multipliers = parts->take<float>(is_requantized(layer) ? most_columns : 0);
 }
 
-void Epilogue::begin(int64_t first, int64_t count, Columns* columns) const {
+void Epilogue::begin(int64_t first, int64_t count, TileColumns* columns) const {
     const RowRoutines& routines = row_routines();
     columns->first = first;
     columns->count = count;
@@ -57,14 +57,14 @@ void Epilogue::begin(int64_t first, int64_t count, Columns* columns) const {
 }
 
 template <class Sum>
-SumsTile<Sum> Epilogue::tile(const Columns& columns, int64_t row, int64_t rows, const void* sums,
+SumsTile<Sum> Epilogue::tile(const TileColumns& columns, int64_t row, int64_t rows, const void* sums,
                              int64_t sums_stride) const {
     const int64_t n = layer_.weight.problem.n;
     void* out = static_cast<uint8_t*>(layer_.output) + (row * n + columns.first) * element_size(layer_.output_dtype);
     return {rows, columns.count, static_cast<const Sum*>(sums), sums_stride, out, n};
 }
 
-void Epilogue::finish(const Columns& columns, int64_t row, int64_t rows, const void* sums, int64_t sums_stride,
+void Epilogue::finish(const TileColumns& columns, int64_t row, int64_t rows, const void* sums, int64_t sums_stride,
                       const Tokens& tokens) const {
     const RowRoutines& routines = row_routines();
     const int dtype = static_cast<int>(layer_.output_dtype);

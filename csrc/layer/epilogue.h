@@ -15,8 +15,8 @@ class Epilogue {
     Epilogue(const Linear& layer, bool has_zero_points);
 
     // What some columns have in common, and the memory that a thread has for it.
-    struct Columns {
-        Columns(const Linear& layer, int64_t most_columns, ScratchParts* parts);
+    struct TileColumns {
+        TileColumns(const Linear& layer, int64_t most_columns, ScratchParts* parts);
 
         float* converted_bias;
         int32_t* offsets;
@@ -27,15 +27,16 @@ class Epilogue {
     };
 
     // Makes `columns` speak of the `count` columns from `first` on. Then tiles of these columns follow.
-    void begin(int64_t first, int64_t count, Columns* columns) const;
+    void begin(int64_t first, int64_t count, TileColumns* columns) const;
 
     // Writes the output's rows from `row` on; `tokens` begins with the first one's.
-    void finish(const Columns& columns, int64_t row, int64_t rows, const void* sums, int64_t sums_stride,
+    void finish(const TileColumns& columns, int64_t row, int64_t rows, const void* sums, int64_t sums_stride,
                 const Tokens& tokens) const;
 
    private:
     template <class Sum>
-    SumsTile<Sum> tile(const Columns& columns, int64_t row, int64_t rows, const void* sums, int64_t sums_stride) const;
+    SumsTile<Sum> tile(const TileColumns& columns, int64_t row, int64_t rows, const void* sums,
+                       int64_t sums_stride) const;
     int32_t quantized(float bound) const;
 
     const Linear& layer_;

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "kernel_files.h"
+#include "layer/trial.h"
 
 namespace ao_arm {
 
@@ -56,11 +57,15 @@ std::vector<std::string> reject_reasons(const Kernel& kernel, const Problem& pro
     if (kernel.multiply != nullptr)
         for (const std::string& name : feature_names(kernel.features & ~cpu_features().bits))
             reasons.push_back("this CPU has no " + name);
-    if (kernel.scheme != problem.scheme) reasons.push_back("it serves another kind of weights");
+    if (kernel.scheme != problem.scheme)
+        reasons.push_back(kernel.scheme == Scheme::kInt8 ? "it serves int8 weights only"
+                                                         : "it serves 4-bit weights only");
     // The sizes first: what is too large must not keep a library busy before it is refused.
     const std::vector<std::string> general = reasons_against(problem);
     reasons.insert(reasons.end(), general.begin(), general.end());
     if (general.empty()) kernel.reject_reasons(problem, reasons);
+    if (reasons.empty() && kernel.trial != nullptr && !passes_trial(kernel))
+        reasons.push_back(std::string("this copy of ") + kernel.library + " failed the self-check");
     return reasons;
 }
 

@@ -30,7 +30,7 @@ struct LinearCall::Scratch {
     struct Tile {
         void* sums;
         uint8_t* kernel;
-        Epilogue::Columns columns;
+        Epilogue::TileColumns columns;
 
         Tile(const Linear& layer, const TileSize& size, ScratchParts parts)
             : sums(parts.take<int32_t>(kMostRows * size.columns)),
@@ -64,8 +64,8 @@ struct LinearCall::Scratch {
         const auto bytes = weight.kernel->scratch_bytes;
         if (bytes == nullptr) return 0;
         // The last block is narrower, but may be served by a micro-kernel that wants more.
-        return std::max(bytes(weight.problem, weight.block_columns(0)),
-                        bytes(weight.problem, weight.block_columns(weight.blocks() - 1)));
+        return std::max(bytes(weight.problem, weight.columns(0).count),
+                        bytes(weight.problem, weight.columns(weight.blocks() - 1).count));
     }
 };
 

@@ -9,12 +9,6 @@
 namespace ao_arm {
 namespace {
 
-PackedWeight plan(const Kernel& kernel, const Problem& problem, const uint8_t* base) {
-    PackedWeight weight = {&kernel, problem, base, kernel.block_bytes(problem, kernel.column_step), 0};
-    weight.last_block_bytes = kernel.block_bytes(problem, weight.block_columns(weight.blocks() - 1));
-    return weight;
-}
-
 int64_t panel_columns(const Kernel& kernel) {
     return kernel.scheme == Scheme::kInt8 ? kInt8PanelColumns : kernel.column_step;
 }
@@ -83,7 +77,7 @@ std::string check_usable(const PackedHeader& header, PackedWeight* weight) {
     if (format != header.packing_format)
         return packed_by(header) + " for " + header.packing_format + "; on this CPU it needs " + format + ". " +
                kRepack;
-    *weight = plan(*kernel, problem, nullptr);
+    *weight = planned(*kernel, problem, nullptr);
     if (header.panel_columns == panel_columns(*kernel) && header.total_bytes == weight->total_bytes()) return "";
     return packed_by(header) + " in another arrangement than this ao_arm reads. " + kRepack;
 }
@@ -120,8 +114,14 @@ class OpenedHeaders {
 
 }  // namespace
 
+PackedWeight planned(const Kernel& kernel, const Problem& problem, const uint8_t* base) {
+    PackedWeight weight = {&kernel, problem, base, kernel.block_bytes(problem, kernel.column_step), 0};
+    weight.last_block_bytes = kernel.block_bytes(problem, weight.columns(weight.blocks() - 1).count);
+    return weight;
+}
+
 int64_t packed_bytes(const Kernel& kernel, const Problem& problem) {
-    return plan(kernel, problem, nullptr).total_bytes();
+    return planned(kernel, problem, nullptr).total_bytes();
 }
 
 std::string pack_weight(const Kernel& kernel, const Problem& problem, const PlainWeight& plain, uint8_t* bytes) {
@@ -131,14 +131,13 @@ std::string pack_weight(const Kernel& kernel, const Problem& problem, const Plai
     const std::string format = kernel.packing_format(problem);
     if (format.empty() || !begin_header(problem, kernel.id, format, &header))
         return std::string("kernel ") + kernel.id + " cannot pack a weight of this shape";
-    const PackedWeight weight = plan(kernel, problem, bytes);
+    const PackedWeight weight = planned(kernel, problem, bytes);
     complete_header(panel_columns(kernel), weight.total_bytes(), &header);
     std::memset(bytes, 0, weight.total_bytes());
     std::memcpy(bytes, &header, sizeof header);
     write_sums(problem, plain, bytes + weight.sums_offset());
     for (int64_t block = 0; block < weight.blocks(); ++block)
-        if (!kernel.pack(problem, plain, block * kernel.column_step, weight.block_columns(block),
-                         bytes + weight.block_offset(block)))
+        if (!kernel.pack(problem, plain, weight.columns(block), bytes + weight.block_offset(block)))
             return std::string("kernel ") + kernel.id + " failed to pack the weight";
     return "";
 }
@@ -146,8 +145,7 @@ std::string pack_weight(const Kernel& kernel, const Problem& problem, const Plai
 std::string unpack_weight(const PackedWeight& weight, const PlainWeight& plain) {
     const Kernel& kernel = *weight.kernel;
     for (int64_t block = 0; block < weight.blocks(); ++block)
-        if (!kernel.unpack(weight.problem, weight.base + weight.block_offset(block), block * kernel.column_step,
-                           weight.block_columns(block), plain))
+        if (!kernel.unpack(weight.problem, weight.base + weight.block_offset(block), weight.columns(block), plain))
             return std::string("kernel ") + kernel.id + " failed to unpack the weight";
     return "";
 }

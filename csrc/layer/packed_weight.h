@@ -26,8 +26,9 @@ struct PackedWeight {
     int64_t last_block_bytes;  // of the one at the weight's end
 
     int64_t blocks() const { return divide_up(problem.n, kernel->column_step); }
-    int64_t block_columns(int64_t block) const {
-        return block + 1 < blocks() ? kernel->column_step : problem.n - block * kernel->column_step;
+    Columns columns(int64_t block) const {
+        const int64_t step = kernel->column_step, first = block * step;
+        return {first, block + 1 < blocks() ? step : problem.n - first};
     }
     int64_t sums_offset() const { return sizeof(PackedHeader); }
     int64_t block_offset(int64_t block) const {
@@ -39,6 +40,9 @@ struct PackedWeight {
     // The column sums, from `column` on.
     const void* sums(int64_t column) const { return base + sums_offset() + column * 4; }
 };
+
+// The plan of a weight, and where it lies.
+PackedWeight planned(const Kernel& kernel, const Problem& problem, const uint8_t* base);
 
 // How many bytes `kernel` needs for a weight.
 int64_t packed_bytes(const Kernel& kernel, const Problem& problem);

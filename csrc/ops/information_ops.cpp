@@ -1,5 +1,4 @@
 // The ops that tell what there is: kernels and the choice among them, packed weights, this system.
-#include "core/build_information.h"
 #include "core/cpu_features.h"
 #include "layer/kernel_table.h"
 #include "layer/packed_weight.h"
@@ -9,7 +8,7 @@
 namespace ao_arm {
 namespace {
 
-std::string quoted(const std::string& text) {
+std::string as_json(const std::string& text) {
     std::string json = "\"";
     for (const char c : text) {
         if (c == '"' || c == '\\') json += '\\';
@@ -18,9 +17,9 @@ std::string quoted(const std::string& text) {
     return json + "\"";
 }
 
-std::string quoted(const std::vector<std::string>& texts) {
+std::string as_json(const std::vector<std::string>& texts) {
     std::string json = "[";
-    for (const std::string& text : texts) json += (json.size() == 1 ? "" : ", ") + quoted(text);
+    for (const std::string& text : texts) json += (json.size() == 1 ? "" : ", ") + as_json(text);
     return json + "]";
 }
 
@@ -30,10 +29,10 @@ std::string table_of(const Problem& problem) {
     std::string json = "[";
     for (const Kernel* kernel : kernels(problem.scheme)) {
         const double cost = cpu_features().has(kernel->features) ? typical_cost(*kernel, problem) : -1;
-        json += (json.size() == 1 ? "{\"id\": " : ", {\"id\": ") + quoted(kernel->id) +
-                ", \"summary\": " + quoted(kernel->summary) +
-                ", \"features\": " + quoted(feature_names(kernel->features)) +
-                ", \"reasons\": " + quoted(reject_reasons(*kernel, problem)) +
+        json += (json.size() == 1 ? "{\"id\": " : ", {\"id\": ") + as_json(kernel->id) +
+                ", \"summary\": " + as_json(kernel->summary) +
+                ", \"features\": " + as_json(feature_names(kernel->features)) +
+                ", \"reasons\": " + as_json(reject_reasons(*kernel, problem)) +
                 ", \"cost\": " + (cost < 0 ? "null" : std::to_string(cost)) + "}";
     }
     return json + "]";
@@ -81,20 +80,23 @@ std::string packed_weight_info(const Tensor& packed_weight) {
     const PackedWeight weight = opened(packed_weight, scheme_of(packed_weight));
     const Problem& problem = weight.problem;
     std::string json = "{\"n\": " + std::to_string(problem.n) + ", \"k\": " + std::to_string(problem.k) +
-                       ", \"kernel\": " + quoted(weight.kernel->id) +
-                       ", \"packing_format\": " + quoted(weight.kernel->packing_format(problem));
+                       ", \"kernel\": " + as_json(weight.kernel->id) +
+                       ", \"packing_format\": " + as_json(weight.kernel->packing_format(problem));
     if (problem.scheme == Scheme::kInt4)
         json += ", \"group_size\": " + std::to_string(problem.group) +
-                ", \"scale_dtype\": " + quoted(problem.scale_type == DType::kFloat32 ? "float32" : "bfloat16") +
+                ", \"scale_dtype\": " + as_json(problem.scale_type == DType::kFloat32 ? "float32" : "bfloat16") +
                 ", \"zero_points\": " + (problem.zero_points ? "true" : "false");
     return json + "}";
 }
 
-// JSON: {model, features, build}.
+// JSON: {model, features, build}: what this library was built with, e.g. "GCC 12.2; Arm Compute Library 24.11;
+// KleidiAI".
 std::string system_info() {
-    return "{\"model\": " + quoted(cpu_features().model) +
-           ", \"features\": " + quoted(feature_names(cpu_features().bits)) +
-           ", \"build\": " + quoted(build_information()) + "}";
+    std::string build = AO_ARM_COMPILER;
+    if (AO_ARM_HAVE_ACL) build += "; Arm Compute Library " AO_ARM_ACL_VERSION;
+    if (AO_ARM_HAVE_KLEIDIAI) build += "; KleidiAI";
+    return "{\"model\": " + as_json(cpu_features().model) +
+           ", \"features\": " + as_json(feature_names(cpu_features().bits)) + ", \"build\": " + as_json(build) + "}";
 }
 
 }  // namespace ao_arm

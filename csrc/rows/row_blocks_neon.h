@@ -4,6 +4,7 @@
 
 #include <arm_neon.h>
 
+#include "core/instruction_set.h"
 #include "rows/element_types.h"
 #include "rows/row_routines.h"
 

@@ -3,12 +3,8 @@
 // all instruction sets give the same bits.
 #include "rows/row_routines.h"
 
+#include "core/instruction_set.h"
 #include "rows/element_types.h"
-
-// For readers and editors that take this file by itself.
-#if !defined(AO_ARM_ISA)
-#define AO_ARM_ISA isa_baseline
-#endif
 
 // What is done by hand: how many columns, of which the loops here do what is left over.
 #if defined(__aarch64__)

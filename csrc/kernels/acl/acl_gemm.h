@@ -3,8 +3,8 @@
 // ACL's operator is configured for one shape and one m and holds on to a pointer to the weight it packed. Here one
 // configured operator serves every weight of its shape: the weight is declared variable, so that each run packs it
 // again, but through a scheduler that, unless we are packing, runs only the step that binds the packed memory. So a
-// weight is packed once, into memory of ours, and any number of operators read it. acl_int8_kernels.cpp proves for the
-// linked library that this holds.
+// weight is packed once, into memory of ours, and any number of operators read it. A trial (layer/trial.h) proves
+// for the linked library that this holds.
 //
 // ACL picks a micro-kernel by m, and micro-kernels differ in how they pack. A weight is packed for the one that ACL
 // picks for kMostRows rows; fewer rows are run as the next larger m for which ACL picks the same.

@@ -4,13 +4,11 @@
 
 #if AO_ARM_HAVE_ACL
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <new>
 #include <vector>
 
 #include "kernels/acl/acl_gemm.h"
-#include "kernels/self_check.h"
 #endif
 
 namespace ao_arm {
@@ -68,10 +66,9 @@ std::string packing_format(const Problem& problem) {
 int64_t padded_k(const Problem& problem) { return problem.k; }
 
 // ACL wants the weight as (k, columns).
-bool pack(const Problem& problem, const PlainWeight& weight, int64_t first_column, int64_t columns,
-          uint8_t* block) try {
-    const int64_t k = problem.k;
-    const int8_t* qdata = weight.qdata + first_column * k;
+bool pack(const Problem& problem, const PlainWeight& weight, Columns range, uint8_t* block) try {
+    const int64_t k = problem.k, columns = range.count;
+    const int8_t* qdata = weight.qdata + range.first * k;
     std::vector<int8_t> transposed(columns * k);
     constexpr int64_t kTile = 32;
     for (int64_t j0 = 0; j0 < columns; j0 += kTile)
@@ -84,9 +81,8 @@ bool pack(const Problem& problem, const PlainWeight& weight, int64_t first_colum
 }
 
 // Packing moves bytes and adds zeros. So packing the number of each byte, digit by digit, tells where it went.
-bool unpack(const Problem& problem, const uint8_t* block, int64_t first_column, int64_t columns,
-            const PlainWeight& weight) try {
-    const int64_t k = problem.k;
+bool unpack(const Problem& problem, const uint8_t* block, Columns range, const PlainWeight& weight) try {
+    const int64_t k = problem.k, columns = range.count;
     const AclShape* shape = acl_shape(columns, k);
     if (shape == nullptr) return false;
     const int64_t bytes = shape->packed_bytes;
@@ -104,7 +100,7 @@ bool unpack(const Problem& problem, const uint8_t* block, int64_t first_column, 
         if (number[i] == 0) continue;
         const int64_t place = number[i] - 1;
         if (place >= columns * k) return false;
-        weight.qdata[(first_column + place % columns) * k + place / columns] = static_cast<int8_t>(block[i]);
+        weight.qdata[(range.first + place % columns) * k + place / columns] = static_cast<int8_t>(block[i]);
         ++found;
     }
     return found == columns * k;
@@ -129,17 +125,7 @@ bool multiply(const Multiplication& call) {
     return true;
 }
 
-extern const Kernel kAcl;
-
 void reject(const Problem& problem, std::vector<std::string>& reasons) {
-    // Whether two weights can take turns in one operator and unpacking inverts packing: what acl_gemm.cpp builds on. No
-    // lock: threads that ask at the same time check at the same time, and a fork cannot leave a lock behind.
-    static std::atomic<int> verdict{0};
-    if (verdict.load() == 0) verdict.store(self_check(kAcl, {Scheme::kInt8, 21, 37}) ? 1 : -1);
-    if (verdict.load() < 0) {
-        reasons.push_back("the linked Arm Compute Library " + acl_version() + " failed the self-check");
-        return;
-    }
     for (const int64_t columns : widths(problem)) {
         const std::string refusal = acl_refusal(columns, problem.k);
         const AclShape* shape = refusal.empty() ? acl_shape(columns, problem.k) : nullptr;
@@ -152,6 +138,8 @@ void reject(const Problem& problem, std::vector<std::string>& reasons) {
                               " for this shape, which packs the weight on each call");
     }
 }
+
+std::atomic<int> trial{0};
 
 constexpr Kernel acl() {
     Kernel kernel = missing_kernel(kId, kSummary, Scheme::kInt8, kNoFeature, reject, cost);
@@ -166,6 +154,8 @@ constexpr Kernel acl() {
     kernel.multiply = multiply;
     kernel.most_rows = kMostRows;
     kernel.scratch_bytes = scratch_bytes;
+    kernel.library = "Arm Compute Library";
+    kernel.trial = &trial;
     return kernel;
 }
 

@@ -4,16 +4,12 @@
 //
 // Activations are quantized by our own routines and laid out as KleidiAI's packing does, with zero point 0 and scale 1:
 // so its micro-kernels give plain sums, and the rest is the same for all kernels.
-#include "core/architecture.h"
-#include "core/kernel.h"
-
-#if defined(__aarch64__)
-
 #include <cfloat>
 #include <cstring>
 
+#include "core/architecture.h"
+#include "core/kernel.h"
 #include "kernels/int4_column_block.h"
-#include "kernels/self_check.h"
 
 #if AO_ARM_HAVE_KLEIDIAI
 #include <kai/ukernels/matmul/matmul_clamp_f32_qai8dxp_qsi4c32p/kai_matmul_clamp_f32_qai8dxp1x4_qsi4c32p4x4_1x4_neon_dotprod.h>
@@ -23,7 +19,8 @@
 #endif
 
 // libtorch exports its copy's functions but brings no headers for them. Weak: null where libtorch has none.
-#if defined(__ELF__)
+#if defined(__aarch64__) && defined(__ELF__)
+#define AO_ARM_HAVE_WEAK 1
 #define AO_ARM_WEAK __attribute__((weak))
 extern "C" {
 AO_ARM_WEAK size_t kai_get_mr_matmul_clamp_f32_qai8dxp4x8_qsi4c32p8x8_4x8x32_neon_i8mm();
@@ -76,40 +73,44 @@ struct Functions {
      kai_run_matmul_clamp_f32_##gemm,                   \
      kai_run_matmul_clamp_f32_##gemv}
 
-// kNr: columns of a block. kDepth: bytes of a row or a column that lie together.
-#if AO_ARM_HAVE_KLEIDIAI
+// kNr: columns of a block. kDepth: bytes of a row or a column that lie together. kBuilt: whether the functions are in
+// this build.
 struct I8mm {
     static constexpr int kNr = 4, kDepth = 8, kMacsPerCycle = 90;
+    static constexpr bool kBuilt = AO_ARM_HAVE_KLEIDIAI;
     static constexpr const char* kFormat = "KleidiAI qsi4c32p4x8";
     static Functions functions() {
+#if AO_ARM_HAVE_KLEIDIAI
         return AO_ARM_FUNCTIONS(qai8dxp4x8_qsi4c32p4x8_16x4x32_neon_i8mm, qai8dxp1x8_qsi4c32p4x8_1x4x32_neon_dotprod);
+#endif
+        return {};
     }
 };
 
 struct Dotprod {
     static constexpr int kNr = 4, kDepth = 4, kMacsPerCycle = 25;
+    static constexpr bool kBuilt = AO_ARM_HAVE_KLEIDIAI;
     static constexpr const char* kFormat = "KleidiAI qsi4c32p4x4";
     static Functions functions() {
+#if AO_ARM_HAVE_KLEIDIAI
         return AO_ARM_FUNCTIONS(qai8dxp4x4_qsi4c32p4x4_16x4_neon_dotprod, qai8dxp1x4_qsi4c32p4x4_1x4_neon_dotprod);
+#endif
+        return {};
     }
 };
-#endif
 
 struct Libtorch {
     static constexpr int kNr = 8, kDepth = 8, kMacsPerCycle = 80;
+    static constexpr bool kBuilt = kArchitecture == Architecture::kAArch64;
     static constexpr const char* kFormat = "KleidiAI qsi4c32p8x8";
     static Functions functions() {
-#if defined(__ELF__)
+#if defined(AO_ARM_HAVE_WEAK)
         return AO_ARM_FUNCTIONS(qai8dxp4x8_qsi4c32p8x8_4x8x32_neon_i8mm, qai8dxp1x8_qsi4c32p8x8_1x8x32_neon_dotprod);
-#else
-        return {};
 #endif
+        return {};
     }
 };
 #undef AO_ARM_FUNCTIONS
-
-template <class Pair>
-constexpr uint32_t kFeatures = Pair::kDepth == 8 ? kDotprod | kI8mm : kDotprod;
 
 // KleidiAI arranges nibbles and scales as our own kernels do, then come the columns' sums, of use for other zero points
 // than ours, and biases.
@@ -122,10 +123,10 @@ int64_t block_bytes(const Problem& problem, int64_t columns) {
 }
 
 template <class Pair>
-bool pack(const Problem& problem, const PlainWeight& weight, int64_t first_column, int64_t columns, uint8_t* block) {
-    const int64_t used = ColumnBlock<Pair>::block_bytes(problem, columns);
-    std::memset(block + used, 0, block_bytes<Pair>(problem, columns) - used);
-    return ColumnBlock<Pair>::pack(problem, weight, first_column, columns, block);
+bool pack(const Problem& problem, const PlainWeight& weight, Columns columns, uint8_t* block) {
+    const int64_t used = ColumnBlock<Pair>::block_bytes(problem, columns.count);
+    std::memset(block + used, 0, block_bytes<Pair>(problem, columns.count) - used);
+    return ColumnBlock<Pair>::pack(problem, weight, columns, block);
 }
 
 int64_t padded_k(const Problem& problem) { return problem.padded_k(); }
@@ -150,10 +151,10 @@ void pack_rows(const Problem& problem, const int8_t* const* rows, int64_t count,
 }
 
 template <class Pair>
-void pack_lhs(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, int64_t, int8_t* block) {
-    for (int64_t row = 0; row < count; row += kMr)
-        pack_rows<Pair>(problem, rows + row, count - row < kMr ? count - row : kMr,
-                        block + (first + row) / kMr * packed_bytes(problem));
+void pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block) {
+    for (int64_t row = 0; row < part.count; row += kMr)
+        pack_rows<Pair>(problem, part.rows + row, part.count - row < kMr ? part.count - row : kMr,
+                        block + (part.first + row) / kMr * packed_bytes(problem));
 }
 
 template <class Pair>
@@ -172,23 +173,18 @@ bool multiply(const Multiplication& call) {
     return true;
 }
 
-template <class Pair>
-constexpr Kernel kleidiai(const char* id, const char* summary);
-
 // Whether the library has the arrangements that this file builds on.
 template <class Pair>
-bool works() {
-    constexpr int kNr = Pair::kNr;
+bool is_arranged() {
     const Functions library = Pair::functions();
-    if (library.mr() != kMr || library.nr() != kNr || library.kr() != 2 * Pair::kDepth || library.sr() != 2)
+    if (library.mr() != kMr || library.nr() != Pair::kNr || library.kr() != 2 * Pair::kDepth || library.sr() != 2)
         return false;
-    const Problem problem{Scheme::kInt4, kNr + 2, 128, 32, DType::kBFloat16, false};
+    const Problem problem{Scheme::kInt4, 2 * Pair::kNr, 128, 32, DType::kBFloat16, false};
     // KleidiAI aborts if asked for rows or columns that are no multiple of a micro-kernel's steps.
     constexpr int64_t kSteps = 16;
     return static_cast<int64_t>(library.lhs_offset(kSteps, problem.k)) == kSteps / kMr * packed_bytes(problem) &&
            static_cast<int64_t>(library.rhs_offset(kSteps, problem.k, problem.group)) ==
-               kSteps / kNr * block_bytes<Pair>(problem, kNr) &&
-           self_check(kleidiai<Pair>("", ""), problem);
+               kSteps / Pair::kNr * block_bytes<Pair>(problem, Pair::kNr);
 }
 
 template <class Pair>
@@ -198,10 +194,18 @@ void reject(const Problem& problem, std::vector<std::string>& reasons) {
     if (problem.group % kGroupStep != 0)
         reasons.push_back("KleidiAI takes groups of a multiple of " + std::to_string(kGroupStep) + " only, not " +
                           std::to_string(problem.group));
-    if (!Pair::functions().are_there()) reasons.push_back("this libtorch carries no such KleidiAI");
-    if (!reasons.empty() || !cpu_features().has(kFeatures<Pair>)) return;
-    static const bool it_works = works<Pair>();
-    if (!it_works) reasons.push_back("this copy of KleidiAI failed the self-check");
+    if (!Pair::functions().are_there())
+        reasons.push_back("this libtorch carries no such KleidiAI");
+    else if (reasons.empty() && !is_arranged<Pair>())
+        reasons.push_back("this copy of KleidiAI has other arrangements than ao_arm knows");
+}
+
+void reject_missing(const Problem& problem, std::vector<std::string>& reasons) {
+    reject_elsewhere<Architecture::kAArch64>(problem, reasons);
+    if (kArchitecture == Architecture::kAArch64)
+        reasons.push_back(
+            "this ao_arm was built without KleidiAI: install it (Debian, Ubuntu: libkleidiai-dev, 1.8 or newer; "
+            "elsewhere set KLEIDIAI_ROOT_DIR) and reinstall ao_arm");
 }
 
 template <class Pair>
@@ -219,8 +223,13 @@ double cost(const Problem& problem, int64_t m, const CpuFeatures&) {
 }
 
 template <class Pair>
+std::atomic<int> trial{0};
+
+template <class Pair>
 constexpr Kernel kleidiai(const char* id, const char* summary) {
-    Kernel kernel = missing_kernel(id, summary, Scheme::kInt4, kFeatures<Pair>, reject<Pair>);
+    const uint32_t features = Pair::kDepth == 8 ? kDotprod | kI8mm : kDotprod;
+    Kernel kernel = missing_kernel(id, summary, Scheme::kInt4, features, Pair::kBuilt ? reject<Pair> : reject_missing);
+    if (!Pair::kBuilt) return kernel;
     kernel.cost = cost<Pair>;
     kernel.packing_format = packing_format<Pair>;
     kernel.column_step = Pair::kNr;
@@ -234,45 +243,17 @@ constexpr Kernel kleidiai(const char* id, const char* summary) {
     kernel.lhs_step = kMr;
     kernel.multiply = multiply<Pair>;
     kernel.most_rows = 32;
+    kernel.library = "KleidiAI";
+    kernel.trial = &trial<Pair>;
     return kernel;
 }
 
-}  // namespace
-}  // namespace ao_arm
-
-#endif  // __aarch64__
-
-namespace ao_arm {
-namespace {
-
-constexpr const char* kI8mmId = "kleidiai/qai8dxp_qsi4c32p_i8mm";
-constexpr const char* kI8mmSummary = "KleidiAI's micro-kernels on matrix instructions";
-constexpr const char* kDotprodId = "kleidiai/qai8dxp_qsi4c32p_dot";
-constexpr const char* kDotprodSummary = "KleidiAI's micro-kernels on dot product instructions";
-constexpr const char* kLibtorchId = "kleidiai/qai8dxp_qsi4c32p_torch";
-constexpr const char* kLibtorchSummary = "libtorch's copy of KleidiAI's micro-kernels on matrix instructions";
-
-#if !AO_ARM_HAVE_KLEIDIAI
-void reject_missing(const Problem& problem, std::vector<std::string>& reasons) {
-    reject_elsewhere<Architecture::kAArch64>(problem, reasons);
-    if (kArchitecture == Architecture::kAArch64)
-        reasons.push_back(
-            "this ao_arm was built without KleidiAI: install it (Debian, Ubuntu: libkleidiai-dev, 1.8 or newer; "
-            "elsewhere set KLEIDIAI_ROOT_DIR) and reinstall ao_arm");
-}
-
-const Kernel kKleidiaiI8mm = missing_kernel(kI8mmId, kI8mmSummary, Scheme::kInt4, kDotprod | kI8mm, reject_missing);
-const Kernel kKleidiaiDotprod = missing_kernel(kDotprodId, kDotprodSummary, Scheme::kInt4, kDotprod, reject_missing);
-#else
-const Kernel kKleidiaiI8mm = kleidiai<I8mm>(kI8mmId, kI8mmSummary);
-const Kernel kKleidiaiDotprod = kleidiai<Dotprod>(kDotprodId, kDotprodSummary);
-#endif
-#if defined(__aarch64__)
-const Kernel kKleidiaiLibtorch = kleidiai<Libtorch>(kLibtorchId, kLibtorchSummary);
-#else
-const Kernel kKleidiaiLibtorch =
-    missing_kernel(kLibtorchId, kLibtorchSummary, Scheme::kInt4, kDotprod | kI8mm, reject_missing);
-#endif
+const Kernel kKleidiaiI8mm =
+    kleidiai<I8mm>("kleidiai/qai8dxp_qsi4c32p_i8mm", "KleidiAI's micro-kernels on matrix instructions");
+const Kernel kKleidiaiDotprod =
+    kleidiai<Dotprod>("kleidiai/qai8dxp_qsi4c32p_dot", "KleidiAI's micro-kernels on dot product instructions");
+const Kernel kKleidiaiLibtorch = kleidiai<Libtorch>(
+    "kleidiai/qai8dxp_qsi4c32p_torch", "libtorch's copy of KleidiAI's micro-kernels on matrix instructions");
 
 }  // namespace
 

@@ -51,12 +51,11 @@ inline void interleave_eights(const int8_t* first, const int8_t* second, int8_t*
 }
 
 // Rows in pairs, 8 values of each. A row without a partner is read as both rows of its pair.
-void pack_pairs(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, int64_t of,
-                int8_t* block) {
-    const int64_t padded_k = problem.padded_k(), stride = i8mm_pairs(of) * 16;
-    for (int64_t row = 0; row < count; row += 2) {
-        const int8_t *one = rows[row], *other = rows[row + 1 < count ? row + 1 : row];
-        int8_t* to = block + (first + row) * 8;
+void pack_pairs(const Problem& problem, const LhsPart& part, int8_t* block) {
+    const int64_t padded_k = problem.padded_k(), stride = i8mm_pairs(part.of) * 16;
+    for (int64_t row = 0; row < part.count; row += 2) {
+        const int8_t *one = part.rows[row], *other = part.rows[row + 1 < part.count ? row + 1 : row];
+        int8_t* to = block + (part.first + row) * 8;
         static_assert(kGroupStep % 16 == 0, "padded_k is a multiple of what is moved at a time");
         for (int64_t l = 0; l < padded_k; l += 16, to += 2 * stride)
             interleave_eights(one + l, other + l, to, to + stride);
@@ -67,7 +66,7 @@ constexpr auto kPackPairs = pack_pairs;
 constexpr bool (*kI8mmMultiply)(const Multiplication&) = isa_i8mm::neon_int4_multiply;
 constexpr bool (*kDotprodMultiply)(const Multiplication&) = isa_dotprod::neon_int4_multiply;
 #else
-constexpr void (*kPackPairs)(const Problem&, const int8_t* const*, int64_t, int64_t, int64_t, int8_t*) = nullptr;
+constexpr void (*kPackPairs)(const Problem&, const LhsPart&, int8_t*) = nullptr;
 constexpr bool (*kI8mmMultiply)(const Multiplication&) = nullptr, (*kDotprodMultiply)(const Multiplication&) = nullptr;
 #endif
 

@@ -5,10 +5,7 @@
 // which turns 16 / kStep rows into a vector per step. A lone row stays as it is: a vector of it is 16 / kStep steps.
 #include "kernels/neon/neon_int8_gemm.h"
 
-// For readers and editors that take this file by itself.
-#if !defined(AO_ARM_ISA)
-#define AO_ARM_ISA isa_dotprod
-#endif
+#include "core/instruction_set.h"
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
 #include "kernels/neon/neon_int8_tile_i8mm.h"
@@ -149,19 +146,18 @@ void multiply_columns(const Multiplication& call) {
 
 }  // namespace
 
-void neon_pack_lhs(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, int64_t of,
-                   int8_t* block) {
+void neon_pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block) {
     const int64_t bytes = (problem.k + kStep - 1) / kStep * kStep;
-    if (of == 1) {
-        __builtin_memcpy(block, rows[0], bytes);
+    if (part.of == 1) {
+        __builtin_memcpy(block, part.rows[0], bytes);
         return;
     }
-    const int64_t vectors = vectors_of(of);
-    for (int64_t i = 0; i < count; i += kRowsPerVector) {
+    const int64_t vectors = vectors_of(part.of);
+    for (int64_t i = 0; i < part.count; i += kRowsPerVector) {
         const int8_t* together[kRowsPerVector];
         for (int64_t row = 0; row < kRowsPerVector; ++row)
-            together[row] = rows[i + row < count ? i + row : i];  // what comes of surplus rows is not stored
-        interleave_rows(together, bytes, block + 16 * ((first + i) / kRowsPerVector), 16 * vectors);
+            together[row] = part.rows[i + row < part.count ? i + row : i];  // what comes of surplus rows is not stored
+        interleave_rows(together, bytes, block + 16 * ((part.first + i) / kRowsPerVector), 16 * vectors);
     }
 }
 

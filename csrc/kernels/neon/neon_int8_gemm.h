@@ -20,13 +20,11 @@ constexpr int64_t kI8mmStep = 8;
 
 #if defined(__aarch64__)
 namespace isa_dotprod {
-void neon_pack_lhs(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, int64_t of,
-                   int8_t* block);
+void neon_pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block);
 bool neon_multiply(const Multiplication& call);
 }  // namespace isa_dotprod
 namespace isa_i8mm {
-void neon_pack_lhs(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, int64_t of,
-                   int8_t* block);
+void neon_pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block);
 bool neon_multiply(const Multiplication& call);
 }  // namespace isa_i8mm
 #endif

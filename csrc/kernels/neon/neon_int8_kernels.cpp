@@ -27,25 +27,24 @@ std::string packing_format(const Problem&) {
 
 // Calls body(place in the block, place in (n, k), count) for values that lie together.
 template <int64_t kStep, class Body>
-void each_step(const Problem& problem, int64_t first_column, int64_t columns, const Body& body) {
-    for (int64_t j = 0; j < columns; ++j)
+void each_step(const Problem& problem, Columns columns, const Body& body) {
+    for (int64_t j = 0; j < columns.count; ++j)
         for (int64_t l = 0; l < problem.k; l += kStep)
-            body(l * kNeonTileColumns + j * kStep, (first_column + j) * problem.k + l, std::min(kStep, problem.k - l));
+            body(l * kNeonTileColumns + j * kStep, (columns.first + j) * problem.k + l, std::min(kStep, problem.k - l));
 }
 
 template <int64_t kStep>
-bool pack(const Problem& problem, const PlainWeight& weight, int64_t first_column, int64_t columns, uint8_t* block) {
-    std::memset(block, 0, block_bytes<kStep>(problem, columns));
-    each_step<kStep>(problem, first_column, columns, [&](int64_t packed, int64_t plain, int64_t count) {
+bool pack(const Problem& problem, const PlainWeight& weight, Columns columns, uint8_t* block) {
+    std::memset(block, 0, block_bytes<kStep>(problem, columns.count));
+    each_step<kStep>(problem, columns, [&](int64_t packed, int64_t plain, int64_t count) {
         std::memcpy(block + packed, weight.qdata + plain, count);
     });
     return true;
 }
 
 template <int64_t kStep>
-bool unpack(const Problem& problem, const uint8_t* block, int64_t first_column, int64_t columns,
-            const PlainWeight& weight) {
-    each_step<kStep>(problem, first_column, columns, [&](int64_t packed, int64_t plain, int64_t count) {
+bool unpack(const Problem& problem, const uint8_t* block, Columns columns, const PlainWeight& weight) {
+    each_step<kStep>(problem, columns, [&](int64_t packed, int64_t plain, int64_t count) {
         std::memcpy(weight.qdata + plain, block + packed, count);
     });
     return true;
@@ -60,7 +59,7 @@ double cost(const Problem& problem, int64_t m, const CpuFeatures&) {
     return 300.0 + rows * columns * static_cast<double>(round_up(problem.k, kStep)) / kMacsPerCycle;
 }
 
-using PackLhs = void (*)(const Problem&, const int8_t* const*, int64_t, int64_t, int64_t, int8_t*);
+using PackLhs = void (*)(const Problem&, const LhsPart&, int8_t*);
 using Multiply = bool (*)(const Multiplication&);
 #if defined(__aarch64__)
 constexpr PackLhs kDotprodPackLhs = isa_dotprod::neon_pack_lhs, kI8mmPackLhs = isa_i8mm::neon_pack_lhs;

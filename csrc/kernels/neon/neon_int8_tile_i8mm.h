@@ -4,12 +4,8 @@
 
 #include <arm_neon.h>
 
+#include "core/instruction_set.h"
 #include "kernels/neon/neon_int8_gemm.h"
-
-// For readers and editors that take this file by itself.
-#if !defined(AO_ARM_ISA)
-#define AO_ARM_ISA isa_i8mm
-#endif
 
 namespace ao_arm {
 namespace AO_ARM_ISA {

@@ -4,12 +4,8 @@
 // too much, (zero_point + 8) * (sum of the activations), is taken off each group's sum.
 #include "kernels/portable/portable_int4_gemm.h"
 
+#include "core/instruction_set.h"
 #include "rows/element_types.h"
-
-// For readers and editors that take this file by itself.
-#if !defined(AO_ARM_ISA)
-#define AO_ARM_ISA isa_baseline
-#endif
 
 // multiply_step<kRows>: acc[r][j] += sum over kGroupStep values of row r times column j.
 #if defined(__AVX2__)
@@ -50,7 +46,7 @@ inline void multiply_step(const int8_t* lhs, int64_t lhs_stride, const uint8_t* 
 #endif
 
 // One column block.
-struct Columns {
+struct ColumnBlock {
     const uint8_t* block;
     int64_t groups;
     int64_t padded_group;
@@ -59,7 +55,7 @@ struct Columns {
 };
 
 template <int kRows>
-void multiply_tile(const int8_t* lhs, int64_t padded_k, const int32_t* step_sums, const Columns& columns, float* to,
+void multiply_tile(const int8_t* lhs, int64_t padded_k, const int32_t* step_sums, const ColumnBlock& columns, float* to,
                    int64_t to_stride) {
     const int64_t steps = columns.padded_group / kGroupStep, all_steps = padded_k / kGroupStep;
     const uint8_t* weight = columns.block;
@@ -98,8 +94,8 @@ void multiply_tile(const int8_t* lhs, int64_t padded_k, const int32_t* step_sums
 bool portable_int4_multiply(const Multiplication& call) {
     const Problem& problem = *call.problem;
     const int64_t padded_k = problem.padded_k(), steps = padded_k / kGroupStep;
-    Columns columns = {call.weight, problem.groups(), problem.padded_group(), problem.scale_bytes(),
-                       problem.zero_points};
+    ColumnBlock columns = {call.weight, problem.groups(), problem.padded_group(), problem.scale_bytes(),
+                           problem.zero_points};
     const int64_t block_bytes =
         kPortableInt4Columns *
         (padded_k / 2 + problem.groups() * (columns.scale_bytes + (problem.zero_points ? 1 : 0)));

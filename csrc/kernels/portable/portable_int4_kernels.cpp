@@ -17,15 +17,15 @@ int64_t padded_k(const Problem& problem) { return problem.padded_k(); }
 int64_t lhs_bytes(const Problem& problem) { return portable_int4_lhs_bytes(problem.padded_k()); }
 
 // Row after row, and the sums of their steps.
-void pack_lhs(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, int64_t, int8_t* block) {
+void pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block) {
     const int64_t k = problem.padded_k(), steps = k / kGroupStep;
     auto* sums = const_cast<int32_t*>(portable_int4_lhs_sums(block, k));
-    for (int64_t row = 0; row < count; ++row) {
-        std::memcpy(block + (first + row) * k, rows[row], k);
+    for (int64_t row = 0; row < part.count; ++row) {
+        std::memcpy(block + (part.first + row) * k, part.rows[row], k);
         for (int64_t step = 0; step < steps; ++step) {
             int32_t sum = 0;
-            for (int64_t l = 0; l < kGroupStep; ++l) sum += rows[row][step * kGroupStep + l];
-            sums[(first + row) * steps + step] = sum;
+            for (int64_t l = 0; l < kGroupStep; ++l) sum += part.rows[row][step * kGroupStep + l];
+            sums[(part.first + row) * steps + step] = sum;
         }
     }
 }

@@ -2,11 +2,7 @@
 // multiply-accumulate instructions want the activations. Everything but the entry points is local.
 #include "kernels/portable/portable_int8_gemm.h"
 
-// For readers and editors that take this file by itself.
-#if !defined(AO_ARM_ISA)
-#define AO_ARM_ISA isa_baseline
-#define AO_ARM_LHS 0
-#endif
+#include "core/instruction_set.h"
 
 namespace ao_arm {
 namespace AO_ARM_ISA {
@@ -73,12 +69,11 @@ void multiply_rows(Operands operands, int64_t columns) {
 
 extern const int64_t kPortableLhsBytes = sizeof(Lhs);
 
-void portable_pack_lhs(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, int64_t,
-                       int8_t* block) {
+void portable_pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block) {
     const int64_t k = round_up(problem.k, kPortableMultiple);
-    for (int64_t row = 0; row < count; ++row) {
-        const int8_t* from = rows[row];
-        Lhs* to = reinterpret_cast<Lhs*>(block) + (first + row) * k;
+    for (int64_t row = 0; row < part.count; ++row) {
+        const int8_t* from = part.rows[row];
+        Lhs* to = reinterpret_cast<Lhs*>(block) + (part.first + row) * k;
         for (int64_t i = 0; i < k; ++i) to[i] = static_cast<Lhs>(from[i] + kSurplus);
     }
 }

@@ -14,11 +14,10 @@ constexpr int64_t kPortableMultiple = 64;
 constexpr int64_t kPortableRows = 4;
 constexpr int64_t kPortableColumns = 4;
 
-#define AO_ARM_PORTABLE_INT8                                                                                \
-    void portable_pack_lhs(const Problem& problem, const int8_t* const* rows, int64_t first, int64_t count, \
-                           int64_t of, int8_t* block);                                                      \
-    bool portable_multiply(const Multiplication& call);                                                     \
-    extern const int64_t kPortableLhsBytes; /* of a value of the activations, as portable_pack_lhs arranges it */
+#define AO_ARM_PORTABLE_INT8                                                            \
+    void portable_pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block); \
+    bool portable_multiply(const Multiplication& call);                                 \
+    extern const int64_t kPortableLhsBytes; /* of a value of the packed activations */
 
 namespace isa_baseline {
 AO_ARM_PORTABLE_INT8

@@ -15,19 +15,18 @@ std::string packing_format(const Problem&) { return "rows padded to 64"; }
 
 int64_t block_bytes(const Problem& problem, int64_t columns) { return columns * padded_k(problem); }
 
-bool pack(const Problem& problem, const PlainWeight& weight, int64_t first_column, int64_t columns, uint8_t* block) {
+bool pack(const Problem& problem, const PlainWeight& weight, Columns columns, uint8_t* block) {
     const int64_t k = problem.k, padded = padded_k(problem);
-    for (int64_t j = 0; j < columns; ++j) {
-        std::memcpy(block + j * padded, weight.qdata + (first_column + j) * k, k);
+    for (int64_t j = 0; j < columns.count; ++j) {
+        std::memcpy(block + j * padded, weight.qdata + (columns.first + j) * k, k);
         std::memset(block + j * padded + k, 0, padded - k);
     }
     return true;
 }
 
-bool unpack(const Problem& problem, const uint8_t* block, int64_t first_column, int64_t columns,
-            const PlainWeight& weight) {
-    for (int64_t j = 0; j < columns; ++j)
-        std::memcpy(weight.qdata + (first_column + j) * problem.k, block + j * padded_k(problem), problem.k);
+bool unpack(const Problem& problem, const uint8_t* block, Columns columns, const PlainWeight& weight) {
+    for (int64_t j = 0; j < columns.count; ++j)
+        std::memcpy(weight.qdata + (columns.first + j) * problem.k, block + j * padded_k(problem), problem.k);
     return true;
 }
 
@@ -43,7 +42,7 @@ double cost(const Problem& problem, int64_t m, const CpuFeatures&) {
 
 // An instruction set's functions.
 struct Functions {
-    void (*pack_lhs)(const Problem&, const int8_t* const*, int64_t, int64_t, int64_t, int8_t*);
+    void (*pack_lhs)(const Problem&, const LhsPart&, int8_t*);
     bool (*multiply)(const Multiplication&);
     int64_t (*lhs_bytes)(const Problem&);
 };

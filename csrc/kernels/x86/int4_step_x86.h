@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include "core/instruction_set.h"
 #include "kernels/portable/portable_int4_gemm.h"
 
 namespace ao_arm {
