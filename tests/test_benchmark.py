@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from ao_arm import info, timing
+from ao_arm import timing
 from ao_arm.__main__ import main
 from ao_arm.benchmark import candidates, command, comparison, layers, measuring, plot, results, tables
 from ao_arm.benchmark.candidates import BASELINE, CANDIDATES, Candidate
 from ao_arm.benchmark.results import Measurement, Results
 from ao_arm.benchmark.verification import relative_difference
 from ao_arm.demo.encoder import MODEL_PACKAGE
+from ao_arm.system import EMULATED_CPU, current_system
 
 OURS = "ao_arm int8 dynamic"
 SETTINGS = results.Settings("quick", samples=2, sample_seconds=1e-4, most_seconds=1.0)
@@ -244,8 +245,8 @@ def test_the_command_verifies_and_says_what_its_figures_are(tmp_path: Path, caps
     output = capsys.readouterr().out
     found = results.read(file)
     assert [row.name for row in found.measurements[::3]] == ["3x64x40", "1x64x40", "2x40x64"]
-    assert str(info.system()) in output
-    emulated = bool(info.system().emulated)
+    assert str(current_system()) in output
+    emulated = bool(current_system().emulated)
     assert ("emulated ones would say nothing" in output) == emulated
     assert ("64 -> 40: microseconds" in output) == (not emulated)
     assert len(found.medians()) == (0 if emulated else 9)
@@ -256,7 +257,7 @@ def test_the_command_verifies_and_says_what_its_figures_are(tmp_path: Path, caps
 def test_on_emulated_cpus_nothing_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(info.EMULATED_CPU, "neoverse-v1")
+    monkeypatch.setenv(EMULATED_CPU, "neoverse-v1")
     file = tmp_path / "results.json"
     assert bench("--shapes", "1x32x32", "--json", str(file)) == 0
     output = capsys.readouterr().out
@@ -331,7 +332,7 @@ def some_results(factor: float = 1.0, **system: Any) -> Results:
     rows.append(Measurement("32 -> 48", "m = 1", "1x32x48", "bf16", complaint="it needs another CPU"))
     schemes = {row.name: row.scheme for row in CANDIDATES}
     return Results(
-        dataclasses.replace(info.system(), **system), {"OMP_NUM_THREADS": "2"}, SETTINGS, schemes, tuple(rows)
+        dataclasses.replace(current_system(), **system), {"OMP_NUM_THREADS": "2"}, SETTINGS, schemes, tuple(rows)
     )
 
 
@@ -389,7 +390,7 @@ def test_comparing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     some_results(threads=99, torch="0.1", features=("x", "y")).write(after)
     assert main(["bench", "--compare", str(before), str(after)]) == 0
     shown = capsys.readouterr()
-    assert f"warning: threads differs: {info.system().threads} and 99\n" in shown.err
+    assert f"warning: threads differs: {current_system().threads} and 99\n" in shown.err
     assert f"warning: torch differs: {torch.__version__} and 0.1\n" in shown.err
     assert "and x+y\n" in shown.err
     assert shown.err.count("\n") == 3

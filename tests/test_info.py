@@ -8,8 +8,9 @@ import torch
 import torchao
 
 import ao_arm
-from ao_arm import info, kernels
+from ao_arm import kernels
 from ao_arm.__main__ import main
+from ao_arm.system import current_system
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -63,7 +64,7 @@ def test_the_line_of_support(
 
 def test_the_system_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     output = shown(capsys)
-    system = info.system()
+    system = current_system()
     for fact in (system.cpu, *system.features, ao_arm.__version__, torch.__version__, torchao.__version__):
         assert fact in output
     assert "libao_arm." in output

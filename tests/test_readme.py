@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import ao_arm
-from ao_arm import info, support
+from ao_arm import support
+from ao_arm.system import current_system
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -25,7 +26,7 @@ def test_its_kernels_are_those_of_the_table() -> None:
 
 
 def test_its_kernels_are_those_that_serve_on_this_cpu() -> None:
-    system = info.system()
+    system = current_system()
     if "Arm" in support.line() and not all(name in system.build for name in ("Arm Compute Library", "KleidiAI")):
         pytest.skip("the README's table is about builds with Arm Compute Library and KleidiAI")
     if "x86" in support.line() and "avx512vnni" not in system.features:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from .. import command_line, info
+from .. import command_line
+from ..system import current_system
 from . import figures, language_figures, language_tables, tables
 from .emulated import run_emulated
 from .encoder import MODEL_PACKAGE
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     command_line.require("demo", "demo", *demo.packages)
     if args.threads:
         torch.set_num_threads(args.threads)
-    timing = not args.no_timing and not info.system().emulated
+    timing = not args.no_timing and not current_system().emulated
     with _in_one_line(), _progress(demo.steps(timing)) as report, command_line.quiet():
         measured = demo.measure(args, timing, report)
     if args.json:
