@@ -84,12 +84,11 @@ def test_every_module_has_its_floor() -> None:
     assert {name.partition(".")[0] for name in MODULES} == set(FLOOR_OF)
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_module_imports_from_below(name: str) -> None:
-    room = name.partition(".")[0]
-    others = {other for other in IMPORTS[name] if other.partition(".")[0] != room}
-    upward = [other for other in others if FLOOR_OF[other.partition(".")[0]] >= FLOOR_OF[room]]
-    assert not upward, f"{name} imports {upward}"
+def test_modules_import_from_below() -> None:
+    for name, imported in IMPORTS.items():
+        room, *others = (module.partition(".")[0] for module in (name, *imported))
+        upward = [other for other in others if other != room and FLOOR_OF[other] >= FLOOR_OF[room]]
+        assert not upward, f"{name} imports {upward}"
 
 
 def test_modules_of_a_package_import_each_other_one_way() -> None:
