@@ -160,7 +160,7 @@ def test_processes_share_the_memory_of_a_model(ask: bool, first: AOBaseConfig) -
     result = torch.zeros(5, N).share_memory_()
     process = torch.multiprocessing.get_context("spawn").Process(target=use_and_change, args=(model, x, result))
     process.start()
-    process.join(timeout=120)
+    process.join()
     assert process.exitcode == 0
     for layer in (model[0], model[2]):
         packed = cases.packed_in(layer)
