@@ -166,6 +166,7 @@ class ACLPackedTensor(_Base):
     # --- making one ---
 
     @classmethod
+    @torch.compiler.disable
     def from_hp(
         cls,
         weight: Tensor,

@@ -16,8 +16,6 @@ OURS = "ao_arm int8 dynamic"
 SETTINGS = results.Settings("quick", samples=2, sample_seconds=1e-4, most_seconds=1e9)
 EAGER = tuple(row for row in CANDIDATES if not row.compiled)
 
-needs_times = pytest.mark.x86  # emulated CPUs give none
-
 
 def row_of(name: str) -> Candidate:
     return next(row for row in CANDIDATES if row.name == name)

@@ -15,9 +15,6 @@ from ao_arm.benchmark.candidates import BASELINE, CANDIDATES
 from ao_arm.benchmark.verification import relative_difference
 from ao_arm.demo.encoder import MODEL_PACKAGE
 
-# Not on other emulated CPUs: on one that has everything, torch's own engines end the process (illegal instruction).
-pytestmark = pytest.mark.one_cpu
-
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_compiled() -> Iterator[None]:
@@ -25,13 +22,14 @@ def _nothing_stays_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_names_are_unique_and_the_baseline_comes_first() -> None:
     names = [row.name for row in CANDIDATES]
     assert len(set(names)) == len(names)
     assert names[0] == BASELINE
 
 
+@pytest.mark.one_cpu
 @pytest.mark.parametrize("shape", ["1x128x40", "5x128x256"])
 def test_every_candidate_is_right_or_says_why_it_does_not_run(shape: str) -> None:
     found = measured(*EAGER, shape=shape)
@@ -46,6 +44,7 @@ def test_every_candidate_is_right_or_says_why_it_does_not_run(shape: str) -> Non
 
 
 @pytest.mark.x86
+@pytest.mark.slow
 def test_compiled_candidates_are_right() -> None:
     rows = [row for row in CANDIDATES if row.compiled]
     found = measured(*rows, shape="3x128x40")
@@ -77,8 +76,8 @@ class Wrong(torch.nn.Module):
         return output
 
 
-@pytest.mark.one_cpu
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.x86)], ids="compiled={}".format)
+@pytest.mark.x86
+@pytest.mark.parametrize("compiled", [False, True], ids="compiled={}".format)
 @pytest.mark.parametrize(
     ("error", "complaint"),
     [
@@ -100,7 +99,7 @@ def test_a_wrong_candidate_is_found_and_not_timed(error: float, complaint: str, 
     assert found["wrong"].timing is None
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_a_tolerance_is_relative_to_the_largest_value() -> None:
     expected = torch.tensor([-4.0, 1.0])
     assert relative_difference(expected, expected.clone()) == 0.0
@@ -112,7 +111,7 @@ def test_a_tolerance_is_relative_to_the_largest_value() -> None:
     assert found.reference_difference is not None and 0 < found.reference_difference < 1e-3
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_a_wrong_shape_is_found() -> None:
     broken = dataclasses.replace(row_of("bf16"), name="broken", make=lambda *_: torch.nn.Flatten(0))
     found = measured(broken)["broken"]
@@ -120,7 +119,7 @@ def test_a_wrong_shape_is_found() -> None:
     assert found.complaint == "its output has the shape (192,) instead of (3, 40)"
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_what_cannot_be_built_or_run_is_left_out_with_the_reason() -> None:
     def fails(*args: Any) -> Any:
         raise RuntimeError("no such engine\nand a long trace")
@@ -138,7 +137,7 @@ def test_what_cannot_be_built_or_run_is_left_out_with_the_reason() -> None:
     assert not any(row.wrong for row in found.values())
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_a_group_size_that_does_not_fit_is_a_reason() -> None:
     assert measured(row_of("torch int4 g128"))["torch int4 g128"].complaint == (
         "k = 64 is not a multiple of the group size 128"

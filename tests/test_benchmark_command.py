@@ -12,10 +12,8 @@ from ao_arm.benchmark import candidates, command, layers, results
 from ao_arm.benchmark.candidates import BASELINE
 from ao_arm.system import EMULATED_CPU, current_system
 
-# Not on other emulated CPUs: on one that has everything, torch's own engines end the process (illegal instruction).
-pytestmark = pytest.mark.one_cpu
 
-
+@pytest.mark.one_cpu
 def test_the_command_verifies_and_says_what_its_figures_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "results.json"
     assert bench("--shapes", "3x64x40,1x64x40,2x40x64", "--json", str(file)) == 0
@@ -30,7 +28,7 @@ def test_the_command_verifies_and_says_what_its_figures_are(tmp_path: Path, caps
     assert {row.reference_difference for row in found.measurements if row.candidate == OURS} == {0.0}
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_on_emulated_cpus_nothing_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -45,7 +43,7 @@ def test_on_emulated_cpus_nothing_is_timed(
         bench("--shapes", "1x32x32", "--plot", str(tmp_path / "results.png"))
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_a_wrong_result_of_ours_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,7 +53,7 @@ def test_a_wrong_result_of_ours_is_an_error(
     assert f"WRONG, not timed: {OURS}: its SQNR to fp32 is" in capsys.readouterr().out
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -77,13 +75,13 @@ def test_wrong_options(options: tuple[str, ...], message: str, capsys: pytest.Ca
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_a_baseline_that_is_not_run_is_one_line() -> None:
     with pytest.raises(SystemExit, match="--baseline must be one of the candidates that are run, not 'int3'"):
         main(["bench", "--baseline", "int3"])
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_presets_hold_what_they_say() -> None:
     assert len(layers.FULL) == 8 * 5 * 5
     assert set(command.PRESETS) == set(command._SHAPES) == {"quick", "full"}

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarked import OURS, bench, needs_times, some_results
+from benchmarked import OURS, bench, some_results
 
 from ao_arm.__main__ import main
 from ao_arm.benchmark import comparison, plot, results, tables
 from ao_arm.benchmark.candidates import BASELINE
 from ao_arm.system import current_system
 
-# Not on other emulated CPUs: on one that has everything, torch's own engines end the process (illegal instruction).
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 
-@pytest.mark.one_cpu
 def test_results_survive_json(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     written = some_results()
@@ -29,7 +27,6 @@ def test_results_survive_json(tmp_path: Path) -> None:
     assert results.read(file).measurements[0].sqnr_db is None
 
 
-@pytest.mark.one_cpu
 def test_other_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     some_results().write(file)
@@ -47,7 +44,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         main(["bench", "--compare", str(tmp_path / "none.json"), str(file)])
 
 
-@pytest.mark.one_cpu
 def test_tables_show_ratios_spreads_and_reasons() -> None:
     text = "\n".join(tables.lines(some_results(), BASELINE))
     assert "10.0 ±1.0 ( 4.00x)" in text
@@ -57,7 +53,6 @@ def test_tables_show_ratios_spreads_and_reasons() -> None:
     assert "Set: OMP_NUM_THREADS=2." in text
 
 
-@pytest.mark.one_cpu
 def test_comparing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, after = tmp_path / "a.json", tmp_path / "b.json"
     some_results().write(before)
@@ -78,7 +73,6 @@ def test_comparing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.err.count("\n") == 3
 
 
-@pytest.mark.one_cpu
 def test_comparing_needs_something_in_common(tmp_path: Path) -> None:
     before, after = tmp_path / "a.json", tmp_path / "b.json"
     some_results().write(before)
@@ -87,7 +81,6 @@ def test_comparing_needs_something_in_common(tmp_path: Path) -> None:
         list(comparison.lines(before, after))
 
 
-@needs_times
 def test_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "results.png"
@@ -97,7 +90,6 @@ def test_plot(tmp_path: Path) -> None:
         bench("--shapes", "1x32x32", "--plot", str(tmp_path / "results.xyz"))
 
 
-@pytest.mark.one_cpu
 def test_a_plot_says_what_it_shows(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "results.svg"
@@ -114,7 +106,6 @@ def test_a_plot_says_what_it_shows(tmp_path: Path) -> None:
     assert "bf16" not in drawn
 
 
-@needs_times
 def test_a_plot_without_matplotlib_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     message = r"ao_arm bench: not installed: matplotlib\. Run: pip install 'ao_arm\[bench\]'"

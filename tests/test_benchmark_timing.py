@@ -3,16 +3,14 @@
 import dataclasses
 
 import pytest
-from benchmarked import EAGER, SETTINGS, needs_times, row_of
+from benchmarked import EAGER, SETTINGS, row_of
 
 from ao_arm import timing
 from ao_arm.benchmark import layers, measuring
 
-# Not on other emulated CPUs: on one that has everything, torch's own engines end the process (illegal instruction).
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 
-@needs_times
 def test_all_are_timed_in_turn() -> None:
     order: list[str] = []
     tasks = {name: timing.Task(lambda name=name: order.append(name), calls=2) for name in "ab"}
@@ -24,7 +22,6 @@ def test_all_are_timed_in_turn() -> None:
     assert found["c"].spread == 0
 
 
-@needs_times
 def test_slow_calls_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
@@ -41,7 +38,6 @@ def test_slow_calls_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> Non
     assert once == timing.Timing(16.0, 16.0, 16.0, samples=1)
 
 
-@needs_times
 def test_what_is_too_slow_is_left_out_of_larger_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     once = timing.Timing(5.0, 5.0, 5.0, samples=1)
     monkeypatch.setattr(timing, "plan", lambda *args: once)
@@ -52,7 +48,6 @@ def test_what_is_too_slow_is_left_out_of_larger_cases(monkeypatch: pytest.Monkey
     assert (second[0].timing, second[0].complaint) == (None, "too slow: a call took 5 s in 1x32x32")
 
 
-@needs_times
 def test_after_the_budget_nothing_begins() -> None:
     settings = dataclasses.replace(SETTINGS, budget_seconds=1e-9)
     subjects = layers.subjects(layers.shapes("1x32x32,1x32x48"))
@@ -63,7 +58,6 @@ def test_after_the_budget_nothing_begins() -> None:
         assert row.complaint == "the 1e-09 s of the preset quick were over: name --shapes instead"
 
 
-@needs_times
 def test_after_a_deadline_no_round_begins() -> None:
     calls: list[int] = []
     tasks = {"a": timing.Task(lambda: calls.append(1))}

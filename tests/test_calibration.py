@@ -17,7 +17,7 @@ from torchao.quantization.quantize_.common.quantization_step import Quantization
 import ao_arm
 from ao_arm import acl_int8_dynamic, acl_int8_static
 
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 
 @EACH_OBSERVER

@@ -13,7 +13,7 @@ from torchao.quantization import FqnToConfig, MappingType, quantize_
 
 from ao_arm import acl_int8_static, packed_weight_of
 
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 
 def converts(**scheme: Any) -> Callable[[nn.Module], None]:

@@ -26,7 +26,7 @@ from torchao.quantization.quant_primitives import MappingType
 
 import ao_arm
 
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 
 def test_filter_fn_chooses_layers() -> None:

@@ -64,6 +64,7 @@ def test_shapes_that_no_kernel_serves(n: int, k: int) -> None:
 # --- forcing a kernel ---
 
 
+@pytest.mark.every_cpu
 def test_a_forced_kernel_runs(kernel: str) -> None:
     assert kernels.select(48, 300) == kernel
     model = quantized_layers_of(300, 48)
@@ -109,6 +110,7 @@ def test_an_unfit_kernel_is_refused_with_every_reason(name: str, monkeypatch: py
         assert part in str(caught.value)
 
 
+@pytest.mark.every_cpu
 @pytest.mark.parametrize("names", cases.KERNEL_PAIRS)
 def test_kernels_for_both_kinds_of_weights_are_forced(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for separated in (names, ", ".join(reversed(names.split(",")))):
@@ -142,6 +144,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.every_cpu
 @pytest.mark.skipif(not cases.EMULATED_CPU, reason="for emulated CPUs")
 @pytest.mark.parametrize(("n", "k"), [(768, 768), (3072, 768), (768, 3072), (1024, 1024), (16, 16)])
 def test_the_kernel_that_is_chosen_on_an_arm_cpu(n: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +155,7 @@ def test_the_kernel_that_is_chosen_on_an_arm_cpu(n: int, k: int, monkeypatch: py
     assert kernels.select(n, k) == chosen
 
 
+@pytest.mark.every_cpu
 @pytest.mark.skipif(not cases.EMULATED_CPU, reason="for emulated CPUs")
 def test_acl_is_forced_and_its_micro_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AO_ARM_KERNEL", ACL)

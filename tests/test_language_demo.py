@@ -20,7 +20,7 @@ from ao_arm.demo.errors import DemoError
 from ao_arm.demo.language_figures import Agreement
 
 pytestmark = [
-    pytest.mark.one_cpu,
+    pytest.mark.x86,
     pytest.mark.skipif(
         importlib.util.find_spec("transformers") is None,
         reason="pip install 'ao_arm[demo]'",
@@ -137,7 +137,7 @@ def test_options_of_the_encoder_are_refused(options: tuple[str, ...]) -> None:
         main(["demo", "--model", "llama", *options])
 
 
-@pytest.mark.x86
+@pytest.mark.slow
 def test_the_real_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     assert main(["demo", "--model", "llama", "--no-timing", "--json", str(file)]) == 0

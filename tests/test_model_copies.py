@@ -27,7 +27,7 @@ from torchao.core.config import AOBaseConfig
 import ao_arm
 from ao_arm import packed_weight_of, packing
 
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,6 @@ def test_autocast(first: AOBaseConfig, dtype: torch.dtype) -> None:
     assert cases.same_bits(model(x), outside)
 
 
-@pytest.mark.x86
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("dtype", "first"),
@@ -146,7 +145,6 @@ def use_and_change(model: torch.nn.Module, x: Tensor, result: Tensor) -> None:
         cases.packed_in(model[2]).act_zero_point.zero_()
 
 
-@pytest.mark.x86
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("ask", "first"), [(True, FIRST["dynamic"]), (False, FIRST["grouped"])], ids=["share_memory", "without asking"]
@@ -171,7 +169,6 @@ def test_processes_share_the_memory_of_a_model(ask: bool, first: AOBaseConfig) -
     assert cases.same_bits(model(x), 2 * expected)
 
 
-@pytest.mark.x86
 def test_tensors_for_other_processes_arrive_as_they_are() -> None:
     weight = quantized_model()[0].weight
     smoothed = weight.clone()

@@ -10,6 +10,8 @@ from torchao.quantization import quantize_
 import ao_arm
 from ao_arm import progress
 
+pytestmark = pytest.mark.x86
+
 
 class Timer:
     """Closes the bar when a test says that the moment is over."""

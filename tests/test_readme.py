@@ -12,6 +12,7 @@ from ao_arm.system import current_system
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
+@pytest.mark.x86
 def test_its_python_runs() -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert blocks
@@ -19,12 +20,14 @@ def test_its_python_runs() -> None:
         exec(compile(block, "README.md", "exec"), {})
 
 
+@pytest.mark.x86
 def test_its_kernels_are_those_of_the_table() -> None:
     named = set(re.findall(r"`((?:acl|neon|portable|kleidiai)/[\w+]+)`", README))
     tables = (ao_arm.kernels.list(), ao_arm.kernels.list(group_size=32))
     assert named == {kernel.id for table in tables for kernel in table}
 
 
+@pytest.mark.every_cpu
 def test_its_kernels_are_those_that_serve_on_this_cpu() -> None:
     system = current_system()
     if "Arm" in support.line() and not all(name in system.build for name in ("Arm Compute Library", "KleidiAI")):
@@ -40,6 +43,7 @@ def test_its_kernels_are_those_that_serve_on_this_cpu() -> None:
     assert core in support.line() or core not in table
 
 
+@pytest.mark.x86
 def test_its_commands_are_single_lines() -> None:
     commands = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert [command.count("\n") for command in commands] == [1, 1]

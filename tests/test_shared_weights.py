@@ -18,7 +18,7 @@ from torchao.quantization.quant_primitives import MappingType
 
 import ao_arm
 
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 
 class LanguageModel(torch.nn.Module):
@@ -55,14 +55,13 @@ def tied_model(config: AOBaseConfig) -> LanguageModel:
     return model
 
 
-@pytest.mark.x86
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("config", "backend"),
     [
         (ao_arm.acl_int8_dynamic(), "aot_eager"),
         (ao_arm.acl_int4_grouped(None, MappingType.ASYMMETRIC), "aot_eager"),
-        pytest.param(ao_arm.acl_int8_static(act_scale=0.03), "inductor", marks=pytest.mark.slow_compile),
+        pytest.param(ao_arm.acl_int8_static(act_scale=0.03), "inductor", marks=pytest.mark.slow),
     ],
     ids=["dynamic-aot_eager", "grouped-aot_eager", "static-inductor"],
 )

@@ -18,7 +18,7 @@ from torchao.quantization import quantize_
 
 import ao_arm
 
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 
 @torch.no_grad()

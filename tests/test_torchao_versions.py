@@ -10,23 +10,20 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import beside
 import pytest
-from pytest_runs import Outcome
 
 pytestmark = pytest.mark.x86
 
-VERSIONS = ("0.16.0", "0.17.0")
 CHECKOUT = Path(__file__).resolve().parents[1]
-INSTALLED = importlib.metadata.version("torchao")
+OTHERS = sorted({"0.16.0", "0.17.0"} - {importlib.metadata.version("torchao")})
 #: These know no torchao.
 ALIKE = ("arm64", "csrc", "test_int4_ops.py", "test_static_ops.py", "test_threads.py")
 PYTEST = ("-m", "pytest", "tests", *(f"--ignore=tests/{name}" for name in (*ALIKE, Path(__file__).name)))
-OPTIONS = ("-q", "-p", "no:cacheprovider", "--color=no", "-rfE", "-m", "not slow_compile")
-TIMEOUT_SECONDS = 1800
+OPTIONS = ("-q", "-p", "no:cacheprovider", "--color=no", "-rfE", "-m", "not slow")
 
 
 class Unavailable(RuntimeError):
@@ -72,53 +69,33 @@ def folder_of(version: str) -> Path:
     return final
 
 
-def run_tests(version: str) -> Outcome:
-    """Runs the tests with that version of torchao.
+def start(version: str, report: beside.Report) -> subprocess.Popen[str]:
+    """Starts the tests with that version of torchao.
 
     Raises:
         Unavailable: if it cannot be had.
     """
     path = os.pathsep.join(filter(None, [str(folder_of(version)), str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path}
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=CHECKOUT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-        )
-
-    imported = run("-c", "import torchao; print(torchao.__version__)").stdout
+    command = [sys.executable, "-c", "import torchao; print(torchao.__version__)"]
+    imported = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True).stdout
     assert imported.split()[-1:] == [version], f"Python imports another torchao, or none: {imported}"
-    done = run(*PYTEST, *OPTIONS)
-    return Outcome(done.returncode, done.stdout)
+    return subprocess.Popen(
+        [sys.executable, *PYTEST, *OPTIONS],
+        cwd=CHECKOUT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
-@pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Outcome]]]:
-    """The runs that the chosen tests ask for, side by side; all are started when the first test is."""
-    asked = [version for version in VERSIONS if any(f"[{version}]" in item.name for item in request.session.items)]
-    with ThreadPoolExecutor(len(VERSIONS)) as pool:
-        yield {version: pool.submit(run_tests, version) for version in asked if version != INSTALLED}
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_all_tests_with_torchao(version: str, runs: dict[str, Future[Outcome]]) -> None:
-    if version == INSTALLED:
-        pytest.skip(f"torchao {version} is the installed one, with which all tests run anyway")
+@pytest.mark.parametrize(
+    "version", [pytest.param(name, marks=pytest.mark.beside(partial(start, name), minutes=2)) for name in OTHERS]
+)
+def test_all_tests_with_torchao(version: str, request: pytest.FixtureRequest) -> None:
     try:
-        outcome = runs[version].result()
+        beside.check(request.getfixturevalue("outcome"), f"torchao {version}")
     except Unavailable as reason:
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(f"torchao {version} is unavailable: {reason}", pytrace=False)
-        pytest.skip(f"torchao {version} is unavailable: {reason}")
-    if outcome.exit_code or not outcome.passed:
-        pytest.fail(
-            f"with torchao {version} pytest ended with exit code {outcome.exit_code}\n{outcome.failures}", pytrace=False
-        )
-    print(f"torchao {version}: {outcome.summary}")
+        beside.unavailable(f"torchao {version} is unavailable: {reason}")

@@ -18,7 +18,7 @@ from torchao.quantization.quant_primitives import MappingType
 
 import ao_arm
 
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,6 @@ def scales_of(model: torch.nn.Module) -> AOBaseConfig:
     return FqnToConfig(configs)
 
 
-@pytest.mark.x86
 @torch.no_grad()
 @pytest.mark.parametrize("scheme", ["dynamic", "static", "grouped"])
 def test_transformers_quantizes_saves_and_loads(scheme: str, pretrained: Path, tmp_path: Path) -> None:

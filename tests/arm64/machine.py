@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from project import BuildError, build_library, stage
 from scripts import write_python, write_script, write_tools
 from wheels import PYTHON
 
-__all__ = ["CPUS", "CPU_VARIABLE", "BuildError", "Machine", "Unavailable"]
+__all__ = ["CPUS", "CPU_VARIABLE", "BuildError", "Machine", "Unavailable", "built_machine"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -182,6 +183,20 @@ class Machine:
         with self.start(cpu, args, env, cwd) as process:
             output, _ = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+
+_preparing = threading.Lock()
+_built: list[Machine] = []
+
+
+def built_machine(report: Report) -> Machine:
+    """The machine with this checkout built for it, made by the first of the threads that ask."""
+    with _preparing:
+        if not _built:
+            machine = Machine(report)
+            machine.build()
+            _built.append(machine)
+    return _built[0]
 
 
 def _clean() -> dict[str, str]:
