@@ -22,6 +22,8 @@ from torchao.quantization import FqnToConfig, MappingType, quantize_
 import ao_arm
 from ao_arm import checkpoint, packed_weight_of
 
+pytestmark = pytest.mark.one_cpu
+
 LAYERS = ("0.weight", "2.weight", "3.weight")
 
 

@@ -71,7 +71,7 @@ class Graphs:
 
 
 @torch.no_grad()
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_one_graph_with_one_op_for_each_layer_serves_every_number_of_rows() -> None:
     """Nothing is unpacked, dequantized or packed in the graph, and only m = 1 may get a graph of its own."""
     graphs, model = Graphs(), quantized_model()

@@ -35,6 +35,7 @@ WRONG_LINEAR = {
 }
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("wrong", WRONG_LINEAR)
 def test_linear_refuses_wrong_arguments(wrong: str) -> None:
     given_instead, message = WRONG_LINEAR[wrong]
@@ -42,6 +43,7 @@ def test_linear_refuses_wrong_arguments(wrong: str) -> None:
         _ops.call(_ops.linear_int8_dynamic, *packed_and(**given_instead).values())
 
 
+@pytest.mark.x86
 def test_the_other_ops_refuse_wrong_arguments() -> None:
     weight = cases.int8_values(7, 33)
     packed = _ops.pack_int8(weight, "")
@@ -83,7 +85,7 @@ def op_calls() -> dict[str, tuple[object, tuple[object, ...]]]:
     }
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 @pytest.mark.parametrize("call", op_calls())
 def test_opcheck(call: str) -> None:
     op, arguments = op_calls()[call]
@@ -107,6 +109,7 @@ def test_every_kernel_of_this_cpu_met_a_case(all_were_asked_for: None, kernels_m
     assert not missing, f"no test compared results of {', '.join(sorted(missing))} with the reference"
 
 
+@pytest.mark.x86
 def test_ulps_apart() -> None:
     one = torch.tensor([1.0, -1.0, 0.0, math.nan])
     assert cases.ulps_apart(one, one.clone()) == 0

@@ -7,6 +7,8 @@ from int8_layers import LARGE, MOST_K, first_difference
 
 from ao_arm import _ops, reference
 
+pytestmark = pytest.mark.x86
+
 SIZES = (1, 2, 3, 5, 7, 8, 12, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 130)
 # A panel has 384 columns.
 BORDERS = (383, 384, 385, 400, 769)

@@ -102,6 +102,7 @@ def test_a_header_that_was_found_good_vouches_for_no_other() -> None:
     assert run_with(content).shape == (5, 7)
 
 
+@pytest.mark.one_cpu
 def test_many_weights_take_turns() -> None:
     """More than are kept, of which some must take the same place, in two rounds."""
     x = torch.randn(3, 65)
@@ -112,6 +113,7 @@ def test_many_weights_take_turns() -> None:
             assert torch.equal(linear(x[:, :k], weight), cases.by_reference(x[:, :k], weight)), (n, k)
 
 
+@pytest.mark.one_cpu
 @pytest.mark.parametrize("place", [8, 12, 16, 24, 32, 40, 50, 100, 200, 247, 248, 255])
 def test_a_damaged_header_is_found(place: int) -> None:
     content = packed().packed_weight.clone()
@@ -122,6 +124,7 @@ def test_a_damaged_header_is_found(place: int) -> None:
     assert WHAT_TO_DO in str(caught.value)
 
 
+@pytest.mark.one_cpu
 def test_packed_bytes_of_another_type_are_refused() -> None:
     content = packed().packed_weight
     for wrong, message in (
