@@ -144,6 +144,7 @@ def test_a_group_size_that_does_not_fit_is_a_reason() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 def test_a_whole_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if any(importlib.util.find_spec(package) is None for package in ("transformers", MODEL_PACKAGE)):

@@ -145,6 +145,7 @@ def use_and_change(model: torch.nn.Module, x: Tensor, result: Tensor) -> None:
         cases.packed_in(model[2]).act_zero_point.zero_()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("ask", "first"), [(True, FIRST["dynamic"]), (False, FIRST["grouped"])], ids=["share_memory", "without asking"]

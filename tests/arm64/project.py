@@ -17,7 +17,7 @@ LIBRARY = "libao_arm.so"
 PACKAGE = "ao_arm"
 
 # The rest of the checkout (build folders, environments, data) may be large and is not needed.
-STAGED_FOLDERS = (PACKAGE, "csrc", "tests", "tutorials")
+STAGED_FOLDERS = (PACKAGE, "csrc", "docs", "tests", "tutorials")
 NOT_STAGED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "*.dylib", ".*_cache", ".ipynb_checkpoints")
 
 STAGE_KEPT_SECONDS = 24 * 3600
