@@ -74,7 +74,7 @@ def literals_of_c(text: str) -> Iterator[str]:
 def literals() -> list[str]:
     """All string literals of the package, the library and its build."""
     found = [text for path in (CHECKOUT / "ao_arm").rglob("*.py") for text in literals_of_python(path.read_text())]
-    sources = [*(CHECKOUT / "csrc").glob("*.cpp"), *(CHECKOUT / "csrc").glob("*.h"), CHECKOUT / "csrc/CMakeLists.txt"]
+    sources = [*(CHECKOUT / "csrc").rglob("*.cpp"), *(CHECKOUT / "csrc").rglob("*.h"), CHECKOUT / "csrc/CMakeLists.txt"]
     return found + [text for path in sources for text in literals_of_c(path.read_text())]
 
 
