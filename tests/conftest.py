@@ -69,7 +69,8 @@ def all_were_asked_for(request: pytest.FixtureRequest) -> None:
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
-        if "kernels_met" in getattr(item, "fixturenames", ()):
+        elsewhere = cases.EMULATED_CPU and item.get_closest_marker("x86")
+        if "kernels_met" in getattr(item, "fixturenames", ()) and not elsewhere:
             item.config.stash[_left_out] = True
 
 
@@ -99,7 +100,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtestloop(session: pytest.Session) -> None:
     if session.config.option.collectonly or session.testsfailed:
         return
-    marks = {item.nodeid: item.get_closest_marker("beside") for item in session.items}
+    marks = {item.name: item.get_closest_marker("beside") for item in session.items}
     runs = {name: mark for name, mark in marks.items() if mark is not None}
     longest_first = sorted(runs, key=lambda name: -runs[name].kwargs["minutes"])
     session.config.stash[_lanes] = beside.Lanes(beside.reporter(session.config))
@@ -114,4 +115,4 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture
 def outcome(request: pytest.FixtureRequest) -> beside.Outcome:
     """How the run beside this one ended that the test's mark `beside` names."""
-    return request.config.stash[_lanes].outcome(request.node.nodeid)
+    return request.config.stash[_lanes].outcome(request.node.name)
