@@ -1,7 +1,6 @@
 """The other tests again, with each other version of torchao that ao_arm supports.
 
-A version is fetched once, into `${XDG_CACHE_HOME:-~/.cache}/ao_arm/torchao-<version>`, and comes before the installed
-one.
+A version is fetched once, into the cache of `tests/arm64`, and comes before the installed one.
 """
 
 import importlib.metadata
@@ -15,58 +14,37 @@ from pathlib import Path
 
 import beside
 import pytest
+from cache import piece
+from commands import Unavailable, call
 
 pytestmark = pytest.mark.x86
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 OTHERS = sorted({"0.16.0", "0.17.0"} - {importlib.metadata.version("torchao")})
 #: These know no torchao.
-ALIKE = ("arm64", "csrc", "test_int4_ops.py", "test_static_ops.py", "test_threads.py")
-PYTEST = ("-m", "pytest", "tests", *(f"--ignore=tests/{name}" for name in (*ALIKE, Path(__file__).name)))
+ALIKE = (
+    *("arm64", "csrc", "test_benchmark_results.py", "test_benchmark_timing.py", "test_dynamic_ops.py"),
+    *("test_directions.py", "test_documentation.py", "test_int4_ops.py", "test_kernel_choice.py"),
+    *("test_matmul_ops.py", "test_op_statements.py", "test_packed_bytes.py", "test_progress.py", "test_quantize.py"),
+    *("test_static_ops.py", "test_threads.py", "test_tutorials.py", Path(__file__).name),
+)
+PYTEST = ("-m", "pytest", "tests", *(f"--ignore=tests/{name}" for name in ALIKE))
 OPTIONS = ("-q", "-p", "no:cacheprovider", "--color=no", "-rfE", "-m", "not slow")
-
-
-class Unavailable(RuntimeError):
-    """A version of torchao cannot be had here; the message is the reason."""
-
-
-def run_pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--retries=2", *arguments]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        raise Unavailable(f"`pip {arguments[0]}` failed:\n{done.stderr.strip()}")
 
 
 def fetch(version: str, folder: Path) -> None:
     """Unpacks torchao's wheel into an empty folder; without a wheel to download, installs into it."""
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--retries=2")
     with tempfile.TemporaryDirectory() as wheels:
         try:
-            run_pip("download", "--no-deps", "--only-binary=:all:", f"--dest={wheels}", f"torchao=={version}")
+            call((*pip, "download", "--no-deps", "--only-binary=:all:", f"--dest={wheels}", f"torchao=={version}"))
             (wheel,) = Path(wheels).iterdir()
         except (Unavailable, ValueError):
-            run_pip("install", "--no-deps", f"--target={folder}", f"torchao=={version}")
+            call((*pip, "install", "--no-deps", f"--target={folder}", f"torchao=={version}"))
         else:
             with zipfile.ZipFile(wheel) as file:
                 # Some of torchao's wheels bring a package `test`, which would hide Python's own.
                 file.extractall(folder, [name for name in file.namelist() if name.startswith("torchao")])
-
-
-def folder_of(version: str) -> Path:
-    """The folder that holds torchao of that version: complete, or not there at all."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "ao_arm"
-    final = cache / f"torchao-{version}"
-    if not final.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".torchao-{version}-", dir=cache) as temporary:
-            part = Path(temporary) / "torchao"
-            part.mkdir()
-            fetch(version, part)
-            try:
-                part.rename(final)
-            except OSError:
-                if not final.is_dir():  # else another process was faster
-                    raise
-    return final
 
 
 def start(version: str, report: beside.Report) -> subprocess.Popen[str]:
@@ -75,7 +53,8 @@ def start(version: str, report: beside.Report) -> subprocess.Popen[str]:
     Raises:
         Unavailable: if it cannot be had.
     """
-    path = os.pathsep.join(filter(None, [str(folder_of(version)), str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    folder = piece(f"torchao-{version}", {"version": version}, partial(fetch, version), report)
+    path = os.pathsep.join(filter(None, [str(folder), str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-c", "import torchao; print(torchao.__version__)"]
     imported = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True).stdout
