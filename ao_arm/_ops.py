@@ -1,21 +1,22 @@
-"""The custom ops as Python sees them: each schema beside its fake kernel, which gives shapes and dtypes for tracing.
+"""The custom ops as Python sees them: each is stated by its fake kernel, which gives shapes and dtypes for tracing.
 
-The same schemas are in ``csrc/ops.cpp``, as the library may be loaded without Python.
+The library states its schemas too, as it may be loaded without Python; where the two differ it is not imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import _library
+from .quantize import FLOATS
 
-#: Element types of activations, biases, outputs, and of weights before they are quantized.
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _MARK = "ao_arm: "
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def user_error(error: RuntimeError) -> Exception:
@@ -24,29 +25,27 @@ def user_error(error: RuntimeError) -> Exception:
     return ValueError(message) if mark and not before else error
 
 
-def call(op: Any, *args: Any) -> Any:
+def call(op: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Calls an op so that its complaints about arguments are ``ValueError``."""
     try:
-        return op(*args)
+        return op(*args, **kwargs)
     except RuntimeError as error:
         raise user_error(error) from None
 
 
-def _fake(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers the decorated function as the fake kernel of the op with this schema."""
-    name = schema.partition("(")[0]
-
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        built = str(getattr(torch.ops.ao_arm, name).default._schema)
-        if built != f"ao_arm::{schema}":
-            raise ImportError(
-                f"{_library.PATH} has the op {built}, but this Python code expects {schema}: the two are of different "
-                "versions. Reinstall ao_arm."
-            )
-        torch.library.register_fake(f"ao_arm::{name}")(function)
-        return function
-
-    return register
+def _op(fake: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The op that has the name, the arguments and the results of its fake kernel."""
+    name = fake.__name__
+    op: Callable[_P, _T] = getattr(torch.ops.ao_arm, name).default
+    expected = f"{name}{torch.library.infer_schema(fake, mutates_args=())}".replace("SymInt", "int")
+    built = str(op._schema)  # type: ignore[attr-defined]
+    if built != f"ao_arm::{expected}":
+        raise ImportError(
+            f"{_library.PATH} has the op {built}, but this Python code expects {expected}: the two are of different "
+            "versions. Reinstall ao_arm."
+        )
+    torch.library.register_fake(f"ao_arm::{name}")(fake)
+    return op
 
 
 def _check_devices(input: Tensor, others: dict[str, Tensor | None]) -> None:
@@ -55,11 +54,8 @@ def _check_devices(input: Tensor, others: dict[str, Tensor | None]) -> None:
             raise ValueError(f"input is on {input.device} but {name} is on {tensor.device}; move them together")
 
 
-@_fake(
-    "linear_int8_dynamic(Tensor input, Tensor packed_weight, Tensor weight_scale, Tensor? bias, bool symmetric, "
-    "bool per_token) -> Tensor"
-)
-def _(
+@_op
+def linear_int8_dynamic(
     input: Tensor, packed_weight: Tensor, weight_scale: Tensor, bias: Tensor | None, symmetric: bool, per_token: bool
 ) -> Tensor:
     if input.dtype not in FLOATS:
@@ -68,12 +64,8 @@ def _(
     return input.new_empty((*input.shape[:-1], weight_scale.shape[0]))
 
 
-@_fake(
-    "linear_int8_static(Tensor input, Tensor packed_weight, Tensor weight_scale, Tensor? bias, Tensor input_scale, "
-    "Tensor input_zero_point, Tensor? output_scale=None, Tensor? output_zero_point=None, "
-    "ScalarType? output_dtype=None, float? output_min=None, float? output_max=None) -> Tensor"
-)
-def _(
+@_op
+def linear_int8_static(
     input: Tensor,
     packed_weight: Tensor,
     weight_scale: Tensor,
@@ -108,14 +100,14 @@ def _(
     return input.new_empty((*input.shape[:-1], weight_scale.shape[0]), dtype=output_dtype)
 
 
-@_fake("matmul_int8(Tensor qdata, Tensor packed_weight) -> Tensor")
-def _(qdata: Tensor, packed_weight: Tensor) -> Tensor:
+@_op
+def matmul_int8(qdata: Tensor, packed_weight: Tensor) -> Tensor:
     columns = torch.library.get_ctx().new_dynamic_size()
     return qdata.new_empty((qdata.shape[0], columns), dtype=torch.int32)
 
 
-@_fake("quantize_activations(Tensor input, bool symmetric) -> (Tensor, Tensor, Tensor)")
-def _(input: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+@_op
+def quantize_activations(input: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     tokens = (input.shape[0], 1)
     return (
         input.new_empty(input.shape, dtype=torch.int8),
@@ -124,22 +116,19 @@ def _(input: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@_fake("pack_int8(Tensor qdata, str kernel) -> Tensor")
-def _(qdata: Tensor, kernel: str) -> Tensor:
+@_op
+def pack_int8(qdata: Tensor, kernel: str) -> Tensor:
     n, k = qdata.shape
-    return qdata.new_empty((call(torch.ops.ao_arm.packed_bytes.default, int(n), int(k), kernel),), dtype=torch.uint8)
+    return qdata.new_empty((call(packed_bytes, int(n), int(k), kernel),), dtype=torch.uint8)
 
 
-@_fake("unpack_int8(Tensor packed_weight, int n, int k) -> Tensor")
-def _(packed_weight: Tensor, n: int, k: int) -> Tensor:
+@_op
+def unpack_int8(packed_weight: Tensor, n: int, k: int) -> Tensor:
     return packed_weight.new_empty((n, k), dtype=torch.int8)
 
 
-@_fake(
-    "linear_qta8a_qga4w(Tensor input, Tensor packed_weight, int n, Tensor? bias, Tensor? act_scale, "
-    "Tensor? act_zero_point, float? output_min, float? output_max) -> Tensor"
-)
-def _(
+@_op
+def linear_qta8a_qga4w(
     input: Tensor,
     packed_weight: Tensor,
     n: int,
@@ -157,19 +146,16 @@ def _(
     return input.new_empty((*input.shape[:-1], n), dtype=dtype)
 
 
-@_fake("pack_int4(Tensor qdata, Tensor scale, Tensor? zero_point, str kernel) -> Tensor")
-def _(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, kernel: str) -> Tensor:
+@_op
+def pack_int4(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, kernel: str) -> Tensor:
     n, k = (int(size) for size in qdata.shape)
     floats, zero_points = scale.dtype == torch.float32, zero_point is not None
     size = call(packed_bytes_int4, n, k, k // int(scale.shape[1]), floats, zero_points, kernel)
     return qdata.new_empty((size,), dtype=torch.uint8)
 
 
-@_fake(
-    "unpack_int4(Tensor packed_weight, int n, int k, int group_size, bool float_scales, bool zero_points) -> "
-    "(Tensor, Tensor, Tensor)"
-)
-def _(
+@_op
+def unpack_int4(
     packed_weight: Tensor, n: int, k: int, group_size: int, float_scales: bool, zero_points: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     groups = (n, k // group_size)
@@ -180,20 +166,12 @@ def _(
     )
 
 
-linear_int8_dynamic = torch.ops.ao_arm.linear_int8_dynamic.default
-linear_int8_static = torch.ops.ao_arm.linear_int8_static.default
-matmul_int8 = torch.ops.ao_arm.matmul_int8.default
-quantize_activations = torch.ops.ao_arm.quantize_activations.default
-pack_int8 = torch.ops.ao_arm.pack_int8.default
-unpack_int8 = torch.ops.ao_arm.unpack_int8.default
-linear_qta8a_qga4w = torch.ops.ao_arm.linear_qta8a_qga4w.default
-pack_int4 = torch.ops.ao_arm.pack_int4.default
-unpack_int4 = torch.ops.ao_arm.unpack_int4.default
-packed_weight_info = torch.ops.ao_arm.packed_weight_info.default
-select_kernel = torch.ops.ao_arm.select_kernel.default
-packed_bytes = torch.ops.ao_arm.packed_bytes.default
-kernel_table = torch.ops.ao_arm.kernel_table.default
-select_kernel_int4 = torch.ops.ao_arm.select_kernel_int4.default
-packed_bytes_int4 = torch.ops.ao_arm.packed_bytes_int4.default
-kernel_table_int4 = torch.ops.ao_arm.kernel_table_int4.default
-system_info = torch.ops.ao_arm.system_info.default
+# What is known of kernels and weights: texts, numbers and no tensors to trace.
+packed_weight_info: Callable[[Tensor], str] = torch.ops.ao_arm.packed_weight_info.default
+select_kernel: Callable[[int, int, str], str] = torch.ops.ao_arm.select_kernel.default
+packed_bytes: Callable[[int, int, str], int] = torch.ops.ao_arm.packed_bytes.default
+kernel_table: Callable[[int, int], str] = torch.ops.ao_arm.kernel_table.default
+select_kernel_int4: Callable[[int, int, int, bool, bool, str], str] = torch.ops.ao_arm.select_kernel_int4.default
+packed_bytes_int4: Callable[[int, int, int, bool, bool, str], int] = torch.ops.ao_arm.packed_bytes_int4.default
+kernel_table_int4: Callable[[int, int, int, bool, bool], str] = torch.ops.ao_arm.kernel_table_int4.default
+system_info: Callable[[], str] = torch.ops.ao_arm.system_info.default

@@ -10,14 +10,22 @@ import torch
 from torch import Tensor
 
 from .layout import HAS_AQT, ACLPackedLayout
+from .linear import linear
 from .quantize import LARGEST
-from .tensor import ACLPackedTensor, linear
+from .tensor import ACLPackedTensor
 from .tensor_ops import copy_weight
 
 if HAS_AQT:
     from torchao.dtypes.affine_quantized_tensor import AffineQuantizedTensor, register_layout
     from torchao.dtypes.affine_quantized_tensor_ops import register_aqt_quantized_linear_dispatch
     from torchao.quantization.quant_primitives import ZeroPointDomain
+
+    def _of_the_packed_weight(name: str) -> property:
+        """What an ``ACLPackedTensor`` has by this name; see there."""
+        return property(
+            lambda weight: getattr(weight.tensor_impl, name),
+            lambda weight, value: setattr(weight.tensor_impl, name, value),
+        )
 
     class ACLAffineQuantizedTensor(AffineQuantizedTensor):
         """An AffineQuantizedTensor that goes straight to ``linear``, takes ``weight=`` as a keyword, can be shared
@@ -42,63 +50,23 @@ if HAS_AQT:
                 return args[0]
             return super().__torch_function__(func, types, args, kwargs)
 
-        @property
-        def qdata(self) -> Tensor:
-            """The int8 values (n, k)."""
-            return self.tensor_impl.qdata  # type: ignore[no-any-return]
-
-        @property
-        def scale(self) -> Tensor:
-            """The scales, (n,); (n, k / group_size) of 4-bit weights."""
-            return self.tensor_impl.scale  # type: ignore[no-any-return]
+        qdata = _of_the_packed_weight("qdata")
+        scale = _of_the_packed_weight("scale")
+        zero_point = _of_the_packed_weight("zero_point")
+        act_pre_scale = _of_the_packed_weight("act_pre_scale")
+        act_scale = _of_the_packed_weight("act_scale")
+        act_zero_point = _of_the_packed_weight("act_zero_point")
+        act_quantization = _of_the_packed_weight("act_quantization")
+        nbytes = _of_the_packed_weight("nbytes")
 
         @property
         def weight_dtype(self) -> torch.dtype:
             """The dtype that the weight shows."""
             return self.dtype  # type: ignore[no-any-return]
 
-        @property
-        def act_pre_scale(self) -> Tensor | None:
-            """What activations are multiplied with before they are quantized (SmoothQuant), or None."""
-            return self.tensor_impl.act_pre_scale  # type: ignore[no-any-return]
-
-        @act_pre_scale.setter
-        def act_pre_scale(self, scale: Tensor | None) -> None:
-            self.tensor_impl.act_pre_scale = scale
-
-        @property
-        def zero_point(self) -> Tensor | None:
-            """The zero points of asymmetric 4-bit weights, (n, k / group_size), or None."""
-            return self.tensor_impl.zero_point  # type: ignore[no-any-return]
-
-        @property
-        def act_scale(self) -> Tensor | None:
-            """The scale of static activations, (1,), or None."""
-            return self.tensor_impl.act_scale  # type: ignore[no-any-return]
-
-        @property
-        def act_zero_point(self) -> Tensor | None:
-            """The zero point of static activations, (1,), or None."""
-            return self.tensor_impl.act_zero_point  # type: ignore[no-any-return]
-
-        @property
-        def act_quantization(self) -> list[float] | None:
-            """The scale and the zero point of static activations as numbers, or None."""
-            return self.tensor_impl.act_quantization  # type: ignore[no-any-return]
-
-        @property
-        def nbytes(self) -> int:
-            """Bytes of memory that the weight takes."""
-            return self.tensor_impl.nbytes  # type: ignore[no-any-return]
-
         def _stable_hash_for_caching(self) -> str:
             """For the key of torch.compile's cache."""
             return f"{type(self).__name__}:{self.requires_grad}:{self.tensor_impl._stable_hash_for_caching()}"
-
-        def __reduce_ex__(self, protocol: Any) -> Any:
-            from .checkpoint import reduce_weight
-
-            return reduce_weight(self.tensor_impl, self)
 
     def _linear(input: Tensor, weight: ACLAffineQuantizedTensor, bias: Tensor | None = None) -> Tensor:
         if type(weight) is not ACLAffineQuantizedTensor:

@@ -8,6 +8,7 @@ shared memory, without a copy.
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import sys
 import zlib
@@ -37,9 +38,9 @@ def reduce_packed(packed: ACLPackedTensor) -> _Reduced:
     return _reduce(packed, is_weight=not HAS_AQT and not packed.transposed, is_param=hasattr(packed, "_is_param"))
 
 
-def reduce_weight(packed: ACLPackedTensor, weight: Tensor) -> _Reduced:
-    """Pickles an AffineQuantizedTensor, which holds ``packed``, as a call of ``rebuild``: any torchao can load it."""
-    return _reduce(packed, is_weight=True, is_param=hasattr(weight, "_is_param"))
+def _reduce_affine(weight: Any) -> _Reduced:
+    """Pickles an AffineQuantizedTensor that holds a packed one: any torchao can load it."""
+    return _reduce(weight.tensor_impl, is_weight=True, is_param=hasattr(weight, "_is_param"))
 
 
 def _reduce(packed: ACLPackedTensor, is_weight: bool, is_param: bool) -> _Reduced:
@@ -172,10 +173,12 @@ class _AfterImport(MetaPathFinder):
 
 
 torch.serialization.add_safe_globals([rebuild])
+copyreg.pickle(ACLPackedTensor, reduce_packed)  # type: ignore[arg-type]
 ForkingPickler.register(ACLPackedTensor, _share)
 if HAS_AQT:
     from .affine_quantized import ACLAffineQuantizedTensor
 
+    copyreg.pickle(ACLAffineQuantizedTensor, _reduce_affine)  # type: ignore[arg-type]
     ForkingPickler.register(ACLAffineQuantizedTensor, _share)
 if _AfterImport.module in sys.modules:
     _register_safetensors(sys.modules[_AfterImport.module])

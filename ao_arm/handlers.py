@@ -18,7 +18,8 @@ from .config import (
     ACLInt8StaticActivationInt8WeightConfig,
 )
 from .observers import DEFAULT, make_observer, name_of, observed_quantization
-from .tensor import ACLPackedTensor, check_weight
+from .quantize import check_weight
+from .tensor import ACLPackedTensor
 
 
 class _ExtraRepr:

@@ -9,21 +9,7 @@ from torch import Tensor
 
 from . import _ops, kernels
 from .layout import ACLPackedLayout
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A quantized weight as it is written to checkpoints.
-
-    Attributes:
-        qdata: (n, k) int8; in [-8, 7] if the weight has 4 bits.
-        scale: (n,) float32; (n, k / group_size) float32 or bfloat16 if the weight has 4 bits.
-        zero_point: None, or (n, k / group_size) int8 in [-8, 7].
-    """
-
-    qdata: Tensor
-    scale: Tensor
-    zero_point: Tensor | None = None
+from .plain import Plain
 
 
 @dataclass(frozen=True)

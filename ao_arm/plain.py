@@ -1,21 +1,91 @@
-"""Checks of weights that come already quantized, as integers with their scales."""
+"""Quantized weights in plain form: integers with their scales, quantized here or checked as they come."""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .layout import ACLPackedLayout
-from .packing import Plain
-from .quantize import LARGEST, check_group_size
+from .quantize import (
+    FLOATS,
+    LARGEST,
+    check_group_size,
+    check_weight,
+    quantize_weight,
+    quantize_weight_in_groups,
+)
 
 
-def checked_int8(
+@dataclass(frozen=True)
+class Plain:
+    """A quantized weight as it is written to checkpoints.
+
+    Attributes:
+        qdata: (n, k) int8; in [-8, 7] if the weight has 4 bits.
+        scale: (n,) float32; (n, k / group_size) float32 or bfloat16 if the weight has 4 bits.
+        zero_point: (n, k / group_size) int8 in [-8, 7] if the weight has 4 bits and is asymmetric, else None.
+    """
+
+    qdata: Tensor
+    scale: Tensor
+    zero_point: Tensor | None = None
+
+    def dequantized(self) -> Tensor:
+        """``(q - zero_point) * scale``, (n, k) float32."""
+        n, k = self.qdata.shape
+        scale = self.scale.to(torch.float32).view(n, -1, 1)
+        groups = self.qdata.to(torch.float32).view(n, scale.shape[1], -1)
+        if self.zero_point is not None:
+            groups = groups - self.zero_point[..., None].to(torch.float32)
+        return (groups * scale).view(n, k)
+
+
+@torch.no_grad()
+def quantized(weight: Tensor, layout: ACLPackedLayout, search: bool) -> Plain:
+    """A float weight, quantized as the layout says; see ``ACLPackedTensor.from_hp``."""
+    check_weight(weight)
+    weight = weight.detach()
+    if not layout.is_grouped:
+        return Plain(*quantize_weight(weight, layout.weight_granularity == "per_channel"))
+    check_group_size(weight.shape[1], layout.group_size)
+    symmetric, scale_dtype = layout.weight_mapping == "symmetric", getattr(torch, layout.scale_dtype)
+    return Plain(*quantize_weight_in_groups(weight, layout.group_size, symmetric, scale_dtype, search))
+
+
+def check_activations(layout: ACLPackedLayout, scale: Tensor | None, zero_point: Tensor | None) -> None:
+    """Raises ``ValueError`` unless static activations have a scale and a zero point as the kernels take them."""
+    if not layout.is_static:
+        if scale is not None or zero_point is not None:
+            raise ValueError(f"act_scale and act_zero_point belong to static activations, not to {layout.scheme}")
+        return
+    for name, tensor, dtype in (
+        ("act_scale", scale, torch.float32),
+        ("act_zero_point", zero_point, getattr(torch, layout.activation_dtype)),
+    ):
+        given = "None" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != (1,):
+            raise ValueError(f"{name} of {layout.scheme} activations must be {dtype} of shape (1,), not {given}")
+
+
+def checked(
+    data: Tensor, scale: Tensor, zero_point: Tensor | None, layout: ACLPackedLayout, dtype: torch.dtype
+) -> tuple[Plain, ACLPackedLayout]:
+    """A weight that is quantized already, and the layout that it has; see ``ACLPackedTensor.from_plain``."""
+    if dtype not in FLOATS:
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
+    for name, tensor in (("data", data), ("scale", scale), ("zero_point", zero_point)):
+        if tensor is not None and tensor.device.type != "cpu":
+            raise NotImplementedError(f"{name} is on the device {tensor.device}, and ao_arm packs on the CPU")
+    return (_checked_grouped if layout.is_grouped else _checked_int8)(data, scale, zero_point, layout)
+
+
+def _checked_int8(
     data: Tensor, scale: Tensor, zero_point: Tensor | None, layout: ACLPackedLayout
 ) -> tuple[Plain, ACLPackedLayout]:
-    """An int8 weight, and the layout with the granularity that its scales have; see ``ACLPackedTensor.from_plain``."""
+    """An int8 weight, and the layout with the granularity that its scales have."""
     if data.dtype != torch.int8 or data.dim() != 2:
         raise ValueError(f"data must be an int8 matrix (n, k), not {data.dtype} of shape {tuple(data.shape)}")
     n = data.shape[0]
@@ -32,7 +102,7 @@ def checked_int8(
     return Plain(data, scale), layout
 
 
-def checked_grouped(
+def _checked_grouped(
     data: Tensor, scale: Tensor, zero_point: Tensor | None, layout: ACLPackedLayout
 ) -> tuple[Plain, ACLPackedLayout]:
     """A 4-bit weight as values in [-8, 7], and the layout with the mapping and the scales' dtype that it has."""

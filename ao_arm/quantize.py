@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+#: Element types of weights before they are quantized, of activations, biases and outputs.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 #: -128 is left out: where a CPU adds pairs of products in 16 bits, two of -128 * -128 would overflow.
 LARGEST = 127
 _LEAST_SCALE = 2.0**-23
@@ -98,6 +100,17 @@ def quantize_weight_in_groups(
         if zero_point is not None:
             zero_point[part] = found.zero[..., 0]
     return qdata, scale, zero_point
+
+
+def check_weight(weight: Tensor) -> None:
+    """Raises ``ValueError`` or ``NotImplementedError`` unless ``weight`` is a float matrix on the CPU."""
+    if weight.device.type != "cpu":
+        todo = "load real values first" if weight.device.type == "meta" else "move the model with .cpu()"
+        raise NotImplementedError(f"it is on the device {weight.device}, and ao_arm quantizes on the CPU; {todo}")
+    if weight.dtype not in FLOATS:
+        raise ValueError(f"its dtype must be float32, bfloat16 or float16, not {weight.dtype}")
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise ValueError(f"it must be a matrix (n, k) with n and k of at least 1, not of shape {tuple(weight.shape)}")
 
 
 def check_group_size(k: int, group_size: int) -> None:

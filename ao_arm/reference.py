@@ -214,7 +214,7 @@ def magnitude_qta8a_qga4w(
     act_scale: Tensor | None = None,
     act_zero_point: Tensor | None = None,
 ) -> Tensor:
-    """(m, 1) float64: for each token the largest sum of |activation| * |weight| over the output channels."""
+    """(m, 1) float64: for each token the largest sum of ``|activation| * |weight|`` over the output channels."""
     rows = input.reshape(-1, input.shape[-1])
     q, token_scale, token_zero = _quantized_tokens(rows, act_scale, act_zero_point)
     weight = _by_group(qdata.double(), scale) - (0 if zero_point is None else zero_point.double()[..., None])

@@ -17,9 +17,9 @@ from torchao.utils import TorchAOBaseTensor
 
 from . import _ops, kernels
 from .layout import HAS_AQT, ACLPackedLayout
-from .packing import Packed, Plain, pack, problem_of, unpack
-from .plain import checked_grouped, checked_int8
-from .quantize import check_group_size, quantize_weight, quantize_weight_in_groups
+from .linear import linear
+from .packing import Packed, pack, problem_of, unpack
+from .plain import Plain, check_activations, checked, quantized
 
 _Base: Any = TorchAOBaseTensor
 if HAS_AQT:
@@ -29,10 +29,6 @@ if HAS_AQT:
 
 #: The inner tensors; all but the first may be None.
 _INNER = ("packed_weight", "weight_scale", "act_pre_scale", "act_scale", "act_zero_point")
-_linear_int8_dynamic = _ops.linear_int8_dynamic
-_linear_int8_static = _ops.linear_int8_static
-_linear_qta8a_qga4w = _ops.linear_qta8a_qga4w
-_is_autocast_enabled = torch.is_autocast_enabled
 
 
 class ACLPackedTensor(_Base):
@@ -97,7 +93,7 @@ class ACLPackedTensor(_Base):
         """
         if (zero_point is not None) != (_layout.weight_mapping == "asymmetric"):
             raise ValueError(f"zero_point belongs to asymmetric 4-bit weights, not to {_layout.weight_mapping} ones")
-        _check_activations(_layout, act_scale, act_zero_point)
+        check_activations(_layout, act_scale, act_zero_point)
         n, k = qdata.shape
         packed = pack(Plain(qdata, scale, zero_point), _layout)
         inner = (packed.packed_weight, packed.weight_scale, act_pre_scale, act_scale, act_zero_point)
@@ -170,6 +166,7 @@ class ACLPackedTensor(_Base):
     # --- making one ---
 
     @classmethod
+    @torch.compiler.disable
     def from_hp(
         cls,
         weight: Tensor,
@@ -191,20 +188,8 @@ class ACLPackedTensor(_Base):
             NotImplementedError: if it is on another device.
         """
         layout = ACLPackedLayout() if layout is None else layout
-        check_weight(weight)
-        with torch.no_grad():
-            if layout.is_grouped:
-                check_group_size(weight.shape[1], layout.group_size)
-                qdata, scale, zero_point = quantize_weight_in_groups(
-                    weight.detach(),
-                    layout.group_size,
-                    layout.weight_mapping == "symmetric",
-                    getattr(torch, layout.scale_dtype),
-                    search,
-                )
-                return cls(qdata, scale, layout, weight.dtype, zero_point=zero_point)
-            qdata, scale = quantize_weight(weight.detach(), layout.weight_granularity == "per_channel")
-            return cls(qdata, scale, layout, weight.dtype, None, act_scale, act_zero_point)
+        plain = quantized(weight, layout, search)
+        return cls(plain.qdata, plain.scale, layout, weight.dtype, None, act_scale, act_zero_point, plain.zero_point)
 
     @classmethod
     def from_plain(
@@ -234,12 +219,7 @@ class ACLPackedTensor(_Base):
             ValueError: if a tensor has another shape, dtype or range.
             NotImplementedError: if a zero point of int8 weights is not 0, or a tensor is not on the CPU.
         """
-        if dtype not in _ops.FLOATS:
-            raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
-        for name, tensor in (("data", data), ("scale", scale), ("zero_point", zero_point)):
-            if tensor is not None and tensor.device.type != "cpu":
-                raise NotImplementedError(f"{name} is on the device {tensor.device}, and ao_arm packs on the CPU")
-        plain, layout = (checked_grouped if _layout.is_grouped else checked_int8)(data, scale, zero_point, _layout)
+        plain, layout = checked(data, scale, zero_point, _layout, dtype)
         return cls(plain.qdata, plain.scale, layout, dtype, None, act_scale, act_zero_point, plain.zero_point)
 
     # --- looking into one ---
@@ -310,12 +290,7 @@ class ACLPackedTensor(_Base):
 
     def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
         """``(q - zero_point) * scale`` in float32, rounded to ``output_dtype`` (default: the weight's); (n, k)."""
-        plain, (n, k) = self.plain(), self.weight_shape
-        groups = plain.qdata.to(torch.float32).view(n, -1, self._layout.group_size or k)
-        if plain.zero_point is not None:
-            groups = groups - plain.zero_point[..., None].to(torch.float32)
-        scale = plain.scale.to(torch.float32).view(n, -1, 1)
-        weight = (groups * scale).view(n, k).to(output_dtype or self.weight_dtype)
+        weight = self.plain().dequantized().to(output_dtype or self.weight_dtype)
         return weight.t() if self.transposed else weight
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -340,105 +315,3 @@ class ACLPackedTensor(_Base):
         for inner in self._inner().values():
             inner.share_memory_()
         return self
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        from .checkpoint import reduce_packed
-
-        return reduce_packed(self)
-
-
-def check_weight(weight: Tensor) -> None:
-    """Raises ``ValueError`` or ``NotImplementedError`` unless ``weight`` is a float matrix on the CPU."""
-    if weight.device.type != "cpu":
-        todo = "load real values first" if weight.device.type == "meta" else "move the model with .cpu()"
-        raise NotImplementedError(f"it is on the device {weight.device}, and ao_arm quantizes on the CPU; {todo}")
-    if weight.dtype not in _ops.FLOATS:
-        raise ValueError(f"its dtype must be float32, bfloat16 or float16, not {weight.dtype}")
-    if weight.dim() != 2 or 0 in weight.shape:
-        raise ValueError(f"it must be a matrix (n, k) with n and k of at least 1, not of shape {tuple(weight.shape)}")
-
-
-def _check_activations(layout: ACLPackedLayout, scale: Tensor | None, zero_point: Tensor | None) -> None:
-    """Raises ``ValueError`` unless static activations have a scale and a zero point as the kernels take them."""
-    if not layout.is_static:
-        if scale is not None or zero_point is not None:
-            raise ValueError(f"act_scale and act_zero_point belong to static activations, not to {layout.scheme}")
-        return
-    for name, tensor, dtype in (
-        ("act_scale", scale, torch.float32),
-        ("act_zero_point", zero_point, getattr(torch, layout.activation_dtype)),
-    ):
-        given = "None" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-        if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != (1,):
-            raise ValueError(f"{name} of {layout.scheme} activations must be {dtype} of shape (1,), not {given}")
-
-
-def linear(input: Tensor, weight: ACLPackedTensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` for a packed weight: one fused call that quantizes ``input``, multiplies, scales and adds the bias.
-
-    Args:
-        input: (..., k), float32, bfloat16 or float16. Under CPU autocast, float32 becomes the autocast dtype. For
-            static activations also already quantized, of ``act_zero_point``'s dtype.
-        weight: (n, k).
-        bias: (n,) or None.
-
-    Returns:
-        (..., n) of the input's dtype; float32 if that is quantized.
-
-    Raises:
-        ValueError: if shapes, dtypes or devices do not fit, or the packed bytes cannot be read here.
-    """
-    if type(weight) is not ACLPackedTensor or weight.transposed:
-        raise NotImplementedError("F.linear takes an ACLPackedTensor as its weight only, and not a transposed one")
-    if _is_autocast_enabled("cpu") and input.dtype is torch.float32:
-        input = input.to(torch.get_autocast_dtype("cpu"))
-    if weight.act_pre_scale is not None:
-        if not input.is_floating_point():
-            raise ValueError(f"this weight has an act_pre_scale, for floats, but its input is {input.dtype}")
-        input = (input * weight.act_pre_scale).to(input.dtype)
-    try:
-        result: Tensor
-        if weight.weight_scale is None:
-            result = _linear_qta8a_qga4w(
-                input, weight.packed_weight, weight.weight_shape[0], bias, None, None, None, None
-            )
-        elif weight.act_scale is None:
-            result = _linear_int8_dynamic(
-                input, weight.packed_weight, weight.weight_scale, bias, weight._symmetric, weight._per_token
-            )
-        else:
-            result = _linear_int8_static(
-                input, weight.packed_weight, weight.weight_scale, bias, weight.act_scale, weight.act_zero_point
-            )
-        return result
-    except RuntimeError as error:
-        if weight.weight_scale is None and input.dtype not in _ops.FLOATS:  # the op takes more, with scales
-            raise ValueError(f"input must be float32, bfloat16 or float16, not {input.dtype}") from None
-        raise _ops.user_error(error) from None
-
-
-def linear_static(
-    input: Tensor,
-    weight: ACLPackedTensor,
-    bias: Tensor | None = None,
-    output_scale: Tensor | None = None,
-    output_zero_point: Tensor | None = None,
-    output_dtype: torch.dtype | None = None,
-    output_min: float | None = None,
-    output_max: float | None = None,
-) -> Tensor:
-    """A static layer of which the input may be quantized already, and the output be quantized as well.
-
-    For the arguments see ``ao_arm.reference.linear_int8_static``; scale and zero point of the input are the weight's.
-
-    Raises:
-        ValueError: if shapes, dtypes or devices do not fit, or the packed bytes cannot be read here.
-    """
-    if weight.act_pre_scale is not None:
-        input = (input * weight.act_pre_scale).to(input.dtype)
-    result: Tensor = _ops.call(
-        _linear_int8_static,
-        *(input, weight.packed_weight, weight.weight_scale, bias, weight.act_scale, weight.act_zero_point),
-        *(output_scale, output_zero_point, output_dtype, output_min, output_max),
-    )
-    return result

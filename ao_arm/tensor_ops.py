@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from .tensor import ACLPackedTensor, linear
+from .linear import linear
+from .tensor import ACLPackedTensor
 
 aten = torch.ops.aten
 implements = ACLPackedTensor.implements

@@ -229,23 +229,3 @@ def bits(values: Tensor) -> Tensor:
 def same_bits(actual: Tensor, expected: Tensor) -> bool:
     """Whether two tensors agree in dtype, shape and every bit; a NaN is a NaN."""
     return actual.dtype == expected.dtype and torch.equal(bits(actual), bits(expected))
-
-
-def ulps_apart(actual: Tensor, expected: Tensor) -> int:
-    """How many representable values apart two tensors are where they differ most; 0 for equal ones.
-
-    A NaN beside a number counts as 2^40.
-    """
-    assert actual.dtype == expected.dtype, f"{actual.dtype} is not {expected.dtype}"
-    assert actual.shape == expected.shape, f"{tuple(actual.shape)} is not {tuple(expected.shape)}"
-    if actual.numel() == 0:
-        return 0
-    if not torch.equal(actual.isnan(), expected.isnan()):
-        return 1 << 40
-
-    def place(values: Tensor) -> Tensor:
-        patterns = bits(values).long()
-        magnitude = patterns & (torch.iinfo(bits(values).dtype).max)
-        return torch.where(patterns < 0, -magnitude, magnitude)
-
-    return int((place(actual) - place(expected)).abs().max())

@@ -1,7 +1,11 @@
-"""Shared fixtures: each kernel of this CPU forced in turn, thread counts, and a record of which kernels met a case."""
+"""Shared fixtures: each kernel of this CPU forced in turn, thread counts, and a record of which kernels met a case.
+
+Which tests are quick, in which order they run, and what runs beside them.
+"""
 
 from pathlib import Path
 
+import beside
 import cases
 import hypothesis
 import pytest
@@ -65,10 +69,50 @@ def all_were_asked_for(request: pytest.FixtureRequest) -> None:
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
-        if "kernels_met" in getattr(item, "fixturenames", ()):
+        elsewhere = cases.EMULATED_CPU and item.get_closest_marker("x86")
+        if "kernels_met" in getattr(item, "fixturenames", ()) and not elsewhere:
             item.config.stash[_left_out] = True
 
 
-@pytest.hookimpl(trylast=True)
+#: Of tests that take long or need the emulated machine.
+NOT_QUICK = ("slow", "beside")
+_lanes = pytest.StashKey[beside.Lanes]()
+
+
+def _order(item: pytest.Item) -> tuple[bool, bool, bool]:
+    """The emulated machine is prepared meanwhile; what runs beside is waited for at the end."""
+    return item.get_closest_marker("beside") is not None, item.name in LAST, _needs_machine(item)
+
+
+def _needs_machine(item: pytest.Item) -> bool:
+    return "machine" in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.name in LAST)
+    for item in items:
+        if not _needs_machine(item) and not any(item.get_closest_marker(name) for name in NOT_QUICK):
+            item.add_marker("quick")
+    items.sort(key=_order)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    if session.config.option.collectonly or session.testsfailed:
+        return
+    marks = {item.name: item.get_closest_marker("beside") for item in session.items}
+    runs = {name: mark for name, mark in marks.items() if mark is not None}
+    longest_first = sorted(runs, key=lambda name: -runs[name].kwargs["minutes"])
+    session.config.stash[_lanes] = beside.Lanes(beside.reporter(session.config))
+    session.config.stash[_lanes].start({name: runs[name].args[0] for name in longest_first})
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if lanes := session.config.stash.get(_lanes, None):
+        lanes.stop()
+
+
+@pytest.fixture
+def outcome(request: pytest.FixtureRequest) -> beside.Outcome:
+    """How the run beside this one ended that the test's mark `beside` names."""
+    return request.config.stash[_lanes].outcome(request.node.name)

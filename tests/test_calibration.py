@@ -8,60 +8,16 @@ from typing import Any
 import cases
 import pytest
 import torch
+from calibrated import LAYERS, K, Model, N, assert_like, batches, calibrated
 from observed import ACTIVATIONS, EACH_ACTIVATION, EACH_OBSERVER, observed
-from torch import Tensor, nn
+from torch import nn
 from torchao.quantization import FqnToConfig, MappingType, quantize_
 from torchao.quantization.quantize_.common.quantization_step import QuantizationStep
 
 import ao_arm
-from ao_arm import acl_int8_dynamic, acl_int8_static, packed_weight_of
+from ao_arm import acl_int8_dynamic, acl_int8_static
 
-pytestmark = pytest.mark.one_cpu
-
-K, HIDDEN, N = 48, 40, 24
-
-# --- prepare, calibrate, convert ---
-
-
-class Model(nn.Module):
-    """Two linear layers, of which one has no bias and is called by keyword."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(K, HIDDEN)
-        self.second = nn.Linear(HIDDEN, N, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(input=self.first(x).relu())
-
-    def inputs_of_layers(self, x: Tensor) -> dict[str, Tensor]:
-        return {"first": x, "second": self.first(x).relu()}
-
-
-LAYERS = ("first", "second")
-
-
-def batches(count: int = 3, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    return [torch.randn(3, 7, K, dtype=dtype) for _ in range(count)]
-
-
-@torch.no_grad()
-def calibrated(model: nn.Module, data: list[Tensor], **scheme: Any) -> nn.Module:
-    quantize_(model, acl_int8_static("prepare", **scheme))
-    for batch in data:
-        model(batch)
-    return model
-
-
-def assert_like(model: nn.Module, before: nn.Module, packed: bool, text: bool = True) -> None:
-    """Nothing of the observers is left; with weights that were packed in place only the text of a layer is new."""
-    assert [name for name, _ in model.named_modules()] == [name for name, _ in before.named_modules()]
-    for name in LAYERS:
-        layer, original = model.get_submodule(name), before.get_submodule(name)
-        assert set(vars(layer)) == set(vars(original)) | ({"extra_repr"} if packed and text else set())
-        for hooks in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_modules", "_buffers"):
-            assert not getattr(layer, hooks), hooks
-        assert (packed_weight_of(layer.weight) is not None) == packed
+pytestmark = pytest.mark.x86
 
 
 @EACH_OBSERVER
@@ -300,103 +256,3 @@ def test_parameters_chosen_by_name_are_calibrated() -> None:
         if step == "prepare":
             model(batches()[0])
     assert [row.scheme.split(" (")[0] for row in ao_arm.explain(model)] == ["int8 static", "not quantized"]
-
-
-# --- what is refused ---
-
-
-def converts(**scheme: Any) -> Callable[[nn.Module], None]:
-    return lambda model: quantize_(model, acl_int8_static("convert", **scheme))
-
-
-WRONG: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module], None], str]] = {
-    "no data": (lambda model: None, converts(), "saw no data"),
-    "constant data": (lambda model: model(torch.ones(3, K)), converts(), "saw nothing but 1.0"),
-    "NaN": (lambda model: model(torch.full((3, K), torch.nan)), converts(), "saw values from nan to nan"),
-    "infinity": (lambda model: model(torch.full((3, K), torch.inf)), converts(), "saw values from inf"),
-    "another mapping": (
-        lambda model: model(torch.randn(3, K)),
-        converts(act_mapping_type=MappingType.ASYMMETRIC),
-        "was prepared for .*SYMMETRIC torch.int8 activations, not for .*ASYMMETRIC torch.int8: give both steps",
-    ),
-    "another dtype": (
-        lambda model: model(torch.randn(3, K)),
-        converts(act_mapping_type=MappingType.ASYMMETRIC, act_dtype=torch.uint8),
-        "not for .*ASYMMETRIC torch.uint8: give both",
-    ),
-    "another observer": (
-        lambda model: model(torch.randn(3, K)),
-        converts(observer="histogram"),
-        "was prepared with the observer 'minmax', not 'histogram': give both steps the same, or only step='prepare'",
-    ),
-    "an unknown kernel": (lambda model: model(torch.randn(3, K)), converts(), "unknown kernel 'none/such'"),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-@torch.no_grad()
-def test_a_failed_conversion_leaves_the_layer_as_it_was(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Still prepared, still of floats; after what was missing it can be converted."""
-    run, convert, message = WRONG[wrong]
-    original = Model()
-    model = copy.deepcopy(original)
-    quantize_(model, acl_int8_static("prepare"))
-    run(model)
-    weight, state, text = model.first.weight, set(vars(model.first)), repr(model)
-    if wrong == "an unknown kernel":
-        monkeypatch.setenv("AO_ARM_KERNEL", "none/such")
-    with pytest.raises(
-        ValueError, match=rf"'first.weight' of Linear\(in_features={K}.* was not quantized: .*{message}"
-    ):
-        convert(model)
-    monkeypatch.delenv("AO_ARM_KERNEL", raising=False)
-    assert model.first.weight is weight and torch.equal(weight, original.first.weight)
-    assert set(vars(model.first)) == state
-    assert repr(model) == text
-    assert len(model.first._forward_pre_hooks) == 1
-    calibrated(model, batches())
-    quantize_(model, acl_int8_static("convert"))
-    assert_like(model, original, packed=True)
-
-
-def test_converting_what_was_not_prepared_is_refused() -> None:
-    model = Model()
-    message = r"'first.weight' of Linear.*it has no observer: quantize_ with step='prepare' and calibrate before"
-    with pytest.raises(ValueError, match=message):
-        quantize_(model, acl_int8_static("convert"))
-    assert_like(model, Model(), packed=False)
-
-
-class Bilinear(nn.Module):
-    """Has a weight, but is no nn.Linear."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(N, K))
-        self.other = nn.Parameter(torch.randn(N, K))
-
-
-def test_only_linear_layers_can_be_calibrated() -> None:
-    model = nn.Sequential(Bilinear())
-    message = r"'0.weight' of Bilinear\(\) cannot be calibrated: only the weights of nn.Linear layers can"
-    with pytest.raises(NotImplementedError, match=message):
-        quantize_(model, acl_int8_static("prepare"), filter_fn=lambda module, name: name == "0")
-    with pytest.raises(NotImplementedError, match=r"'0.other' of Bilinear"):
-        quantize_(model, FqnToConfig(OrderedDict({"0.other": acl_int8_static("prepare")})), filter_fn=None)
-    with pytest.raises(ValueError, match=r"ReLU\(\) has no parameter 'weight' to quantize"):
-        quantize_(nn.Sequential(nn.ReLU()), acl_int8_static("prepare"), filter_fn=lambda module, name: name == "0")
-    quantize_(model, FqnToConfig(OrderedDict({"0.other": acl_int8_static(act_scale=0.1)})), filter_fn=None)
-    assert packed_weight_of(model[0].other) is not None
-
-
-def test_a_layer_that_is_not_called_is_named() -> None:
-    """nn.MultiheadAttention hands the weight of its output layer on, so that its observer sees nothing."""
-    model = nn.MultiheadAttention(K, 2)
-
-    def linear(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear)
-
-    quantize_(model, acl_int8_static("prepare"), filter_fn=linear)
-    model(*[torch.randn(3, 2, K)] * 3)
-    with pytest.raises(ValueError, match=r"'out_proj.weight' of .* saw no data"):
-        quantize_(model, acl_int8_static("convert"), filter_fn=linear)

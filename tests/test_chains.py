@@ -17,7 +17,7 @@ from ao_arm import packed_weight_of, reference
 from ao_arm.passes import chain_static_layers
 from ao_arm.passes.chains import ChainedLinear
 
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 K = 40
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -198,7 +198,6 @@ def test_exported_programs(scheme: dict[str, Any]) -> None:
     assert cases.same_bits(again.module()(x), expected)
 
 
-@pytest.mark.x86
 @torch.no_grad()
 def test_compiled() -> None:
     chained, x = chain_static_layers(static(mlp(nn.ReLU()))), torch.randn(5, K)

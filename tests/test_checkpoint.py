@@ -22,6 +22,8 @@ from torchao.quantization import FqnToConfig, MappingType, quantize_
 import ao_arm
 from ao_arm import checkpoint, packed_weight_of
 
+pytestmark = pytest.mark.one_cpu
+
 LAYERS = ("0.weight", "2.weight", "3.weight")
 
 
@@ -221,6 +223,7 @@ print(json.dumps({"grown": (after - before) * 1024, "packed": model.weight.nbyte
 
 
 @pytest.mark.x86
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "bytes_per_weight"), [("acl_int8_dynamic", 1.05), ("acl_int4_grouped", 0.57)])
 def test_quantizing_takes_less_than_one_more_fp32_copy(config: str, bytes_per_weight: float) -> None:
     done = subprocess.run([sys.executable, "-c", MEASURE, config], capture_output=True, text=True, check=True)

@@ -71,7 +71,7 @@ class Graphs:
 
 
 @torch.no_grad()
-@pytest.mark.one_cpu
+@pytest.mark.x86
 def test_one_graph_with_one_op_for_each_layer_serves_every_number_of_rows() -> None:
     """Nothing is unpacked, dequantized or packed in the graph, and only m = 1 may get a graph of its own."""
     graphs, model = Graphs(), quantized_model()
@@ -111,7 +111,7 @@ def test_there_is_no_graph_break(scheme: str) -> None:
 
 
 @pytest.mark.x86
-@pytest.mark.slow_compile
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", cases.FLOATS, ids=cases.name_of)
 def test_inductor_with_fixed_rows(dtype: torch.dtype) -> None:
@@ -154,7 +154,7 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.x86
-@pytest.mark.slow_compile
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_of_inductor(mode: str) -> None:
     settings, arguments = MODES[mode]
@@ -217,7 +217,7 @@ def test_values_of_the_weight_are_no_part_of_what_is_compiled() -> None:
 
 
 @pytest.mark.x86
-@pytest.mark.slow_compile
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("freezing", [False, True], ids="freezing={}".format)
 def test_models_that_share_the_cache_of_compiled_graphs(freezing: bool) -> None:

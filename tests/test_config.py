@@ -14,6 +14,8 @@ from torchao.quantization import MappingType, PerAxis, PerGroup, PerTensor, PerT
 import ao_arm
 from ao_arm import ACLPackedLayout, acl_int4_grouped, acl_int8_dynamic, acl_int8_static
 
+pytestmark = pytest.mark.x86
+
 # --- what they are by default ---
 
 
@@ -141,7 +143,6 @@ FORMS = {name: config for name, (config, _) in OPTIONS.items()} | {
 }
 
 
-@pytest.mark.one_cpu
 @pytest.mark.parametrize("form", FORMS)
 def test_configurations_survive_the_way_through_a_dictionary(form: str) -> None:
     config = FORMS[form]

@@ -63,7 +63,7 @@ class TestBasicGrouped(Grouped, suites.TorchAOBasicTestCase):
 
 
 @pytest.mark.x86
-@pytest.mark.slow_compile
+@pytest.mark.slow
 class TestCompileGrouped(Grouped, suites.TorchAOCompileTestCase):
     pass
 
@@ -74,7 +74,7 @@ class TestBasicStatic(Static, suites.TorchAOBasicTestCase):
 
 
 @pytest.mark.x86
-@pytest.mark.slow_compile
+@pytest.mark.slow
 class TestCompileStatic(Static, suites.TorchAOCompileTestCase):
     pass
 
@@ -95,7 +95,7 @@ class TestCompileSymmetric(Symmetric, suites.TorchAOCompileTestCase):
 
 
 @pytest.mark.x86
-@pytest.mark.slow_compile
+@pytest.mark.slow
 class TestCompileAsymmetric(Asymmetric, suites.TorchAOCompileTestCase):
     pass
 

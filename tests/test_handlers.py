@@ -15,6 +15,8 @@ from torchao.quantization import MappingType, PerGroup, quantize_
 import ao_arm
 from ao_arm import ACLPackedLayout, ACLPackedTensor, acl_int4_grouped, acl_int8_dynamic, acl_int8_static
 
+pytestmark = pytest.mark.one_cpu
+
 
 class Model(nn.Module):
     """Three linear layers, one without a bias, and something that is none."""
@@ -299,6 +301,7 @@ def tensor_memory() -> dict[int, int]:
     return storages
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize(
     ("config", "bytes_per_weight"), [(acl_int8_dynamic(), 1.05), (acl_int4_grouped(), 0.57)], ids=["int8", "int4"]
 )

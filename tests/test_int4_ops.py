@@ -64,6 +64,7 @@ def linear(x: Tensor, packed: Tensor, n: int, bias: Tensor | None = None, **othe
 # --- linear_qta8a_qga4w ---
 
 
+@pytest.mark.x86
 @SCALES
 @ZEROS
 def test_linear_is_near_the_reference(
@@ -77,7 +78,7 @@ def test_linear_is_near_the_reference(
         # Magnitudes from 1e-4 to 1e3 among the tokens, and ranges that do not reach 0.
         everything = torch.randn(max(ROWS), k) * torch.logspace(-4, 3, max(ROWS))[:, None] + torch.randn(max(ROWS), 1)
         bias = torch.randn(n) if index % 2 else None
-        for m in ROWS if not cases.EMULATED_CPU else ROWS[index % 3 :: 3]:
+        for m in ROWS:
             x = everything[len(everything) - m :]
             assert_near_the_reference(linear(x, packed, n, bias), x, plain, bias)
         kernels_met.add(kernel4)
@@ -85,7 +86,9 @@ def test_linear_is_near_the_reference(
 
 @DTYPES
 @ZEROS
-def test_dtypes_bias_and_bounds(dtype: torch.dtype, zeros: bool, kernel4: str, threads: int) -> None:
+def test_dtypes_bias_and_bounds(
+    dtype: torch.dtype, zeros: bool, kernel4: str, threads: int, kernels_met: set[str]
+) -> None:
     for n, k, group in EVERYWHERE:
         if not cases.fits(kernel4, n, k, group, False, zeros):
             continue
@@ -93,10 +96,12 @@ def test_dtypes_bias_and_bounds(dtype: torch.dtype, zeros: bool, kernel4: str, t
         packed = _ops.pack_int4(*plain, kernel4)
         x = torch.randn(19, k).to(dtype)
         biases = [None, *(torch.randn(n).to(bias_dtype) for bias_dtype in cases.FLOATS)]
-        for bias, bounds in product(biases, ({}, {"output_min": -0.25}, {"output_min": 0.0, "output_max": 0.5})):
+        all_bounds = ({}, {"output_min": -0.25}, {"output_min": 0.0, "output_max": 0.5})
+        for bias, bounds in cases.thinned([*product(biases, all_bounds)]):
             with cases.torch_threads(threads):
                 actual = linear(x, packed, n, bias, **bounds)
             assert_near_the_reference(actual, x, plain, bias, **bounds)
+        kernels_met.add(kernel4)
 
 
 @ZEROS
@@ -114,17 +119,19 @@ def test_given_token_scales(zeros: bool, kernel4: str) -> None:
                     assert_near_the_reference(linear(x, packed, n, **given), x, plain, **given)
 
 
+@pytest.mark.x86
 def test_large_layers_on_threads(kernel4: str, threads: int) -> None:
     for n, k, group in ((520, 1536, 32), (264, 2048, 128)):
         plain = plain_of(n, k, group, torch.bfloat16, False)
         packed = _ops.pack_int4(*plain, kernel4)
-        for m in (1, 70) if cases.EMULATED_CPU else (1, 70, 300):
+        for m in (1, 70, 300):
             x = torch.randn(m, k)
             with cases.torch_threads(threads):
                 actual = linear(x, packed, n)
             assert_near_the_reference(actual, x, plain)
 
 
+@pytest.mark.x86
 @ZEROS
 @pytest.mark.parametrize("group", (32, 64, 256, 512))
 def test_extreme_values(group: int, zeros: bool, kernel4: str) -> None:
@@ -287,6 +294,7 @@ WRONG_LINEAR = {
 }
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("wrong", WRONG_LINEAR)
 def test_linear_refuses_wrong_arguments(wrong: str) -> None:
     given_instead, message = WRONG_LINEAR[wrong]
@@ -297,6 +305,7 @@ def test_linear_refuses_wrong_arguments(wrong: str) -> None:
         _ops.call(_ops.linear_qta8a_qga4w, *arguments.values())
 
 
+@pytest.mark.x86
 def test_packing_refuses_wrong_arguments() -> None:
     qdata, scale, zero_point = plain_of(7, 64, 32, torch.bfloat16, True)
     for message, arguments in (
@@ -334,7 +343,7 @@ def op_calls() -> dict[str, tuple[object, tuple[object, ...]]]:
     }
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 @pytest.mark.parametrize("call", op_calls())
 def test_opcheck(call: str) -> None:
     op, arguments = op_calls()[call]

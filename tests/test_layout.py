@@ -7,6 +7,8 @@ import pytest
 
 from ao_arm import ACLPackedLayout
 
+pytestmark = pytest.mark.x86
+
 GROUPED = dataclasses.asdict(cases.grouped(32))
 
 

@@ -14,7 +14,7 @@ from torchao.quantization.observer import AffineQuantizedMinMaxObserver
 from ao_arm import reference
 from ao_arm.observers import HistogramObserver, make_observer
 
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 
 def with_outliers(count: int = 20000, every: int = 2000, size: float = 40.0) -> Tensor:

@@ -1,5 +1,7 @@
+"""The bar that counts quantized layers, and the one of known steps."""
+
 import sys
-import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,12 +10,27 @@ from torchao.quantization import quantize_
 import ao_arm
 from ao_arm import progress
 
+pytestmark = pytest.mark.x86
+
+
+class Timer:
+    """Closes the bar when a test says that the moment is over."""
+
+    latest: "Timer"
+
+    def __init__(self, seconds: float, function: Callable[[], None]) -> None:
+        self.function, self.daemon = function, False
+
+    def start(self) -> None:
+        Timer.latest = self
+
+    def cancel(self) -> None: ...
+
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
     monkeypatch.setattr(progress, "_SHOW_AFTER_SECONDS", 0.0)
-    # Long enough for a slow machine not to close the bar between two layers.
-    monkeypatch.setattr(progress, "_CLOSE_AFTER_SECONDS", 1.0)
+    monkeypatch.setattr(progress.threading, "Timer", Timer)
     return capsys
 
 
@@ -21,18 +38,11 @@ def quantize_three_layers() -> None:
     quantize_(torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3))), ao_arm.acl_int8_dynamic())
 
 
-def wait_until_it_is_closed() -> None:
-    for _ in range(200):
-        if progress._bar is None:
-            break
-        time.sleep(0.05)
-    assert progress._bar is None
-
-
 def test_counts_layers_and_ends_its_line(shown: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(progress.VARIABLE, "1")
     quantize_three_layers()
-    wait_until_it_is_closed()
+    Timer.latest.function()
+    assert progress._bar is None
     text = shown.readouterr().err
     assert "ao_arm: quantizing: 3 layers" in text
     assert text.endswith("\n")
@@ -54,5 +64,6 @@ def test_steps_are_the_only_bar(shown: pytest.CaptureFixture[str], monkeypatch: 
     text = shown.readouterr().err
     assert "a title" in text and "quantizing" not in text
     quantize_three_layers()
-    wait_until_it_is_closed()
+    Timer.latest.function()
+    assert progress._bar is None
     assert "ao_arm: quantizing: 3 layers" in shown.readouterr().err

@@ -12,8 +12,7 @@ from torch import Tensor
 from ao_arm import quantize
 from ao_arm.quantize import quantize_weight, quantize_weight_in_groups
 
-# Nothing here depends on the CPU.
-pytestmark = pytest.mark.one_cpu
+pytestmark = pytest.mark.x86
 
 LEAST_SCALE = 2.0**-23
 

@@ -1,4 +1,4 @@
-"""What the README shows is true: its Python runs, its kernels serve, and its commands are those that CI runs."""
+"""What the README and the pages of usage and support show is true: their Python runs, their kernels serve."""
 
 import re
 from pathlib import Path
@@ -6,31 +6,45 @@ from pathlib import Path
 import pytest
 
 import ao_arm
-from ao_arm import info, support
+from ao_arm import support
+from ao_arm.system import current_system
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+CHECKOUT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/usage.md", "docs/support.md", "docs/performance.md")
+README, USAGE, SUPPORT, PERFORMANCE = ((CHECKOUT / page).read_text() for page in PAGES)
 
 
-def test_its_python_runs() -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+@pytest.mark.x86
+@pytest.mark.parametrize("page", [README, USAGE], ids=["README", "usage"])
+def test_its_python_runs(page: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, "a page", "exec"), {})
 
 
-def test_its_kernels_are_those_of_the_table() -> None:
-    named = set(re.findall(r"`((?:acl|neon|portable|kleidiai)/[\w+]+)`", README))
+@pytest.mark.x86
+def test_its_figures_are_those_of_the_page_of_all_figures() -> None:
+    rows = re.findall(r"^\| .*\|$", README, re.MULTILINE)
+    assert len(rows) > 5
+    assert [row for row in rows if row not in PERFORMANCE] == []
+
+
+@pytest.mark.x86
+def test_the_kernels_are_those_of_the_table() -> None:
+    named = set(re.findall(r"`((?:acl|neon|portable|kleidiai)/[\w+]+)`", SUPPORT))
     tables = (ao_arm.kernels.list(), ao_arm.kernels.list(group_size=32))
     assert named == {kernel.id for table in tables for kernel in table}
 
 
-def test_its_kernels_are_those_that_serve_on_this_cpu() -> None:
-    system = info.system()
+@pytest.mark.every_cpu
+def test_the_kernels_are_those_that_serve_on_this_cpu() -> None:
+    system = current_system()
     if "Arm" in support.line() and not all(name in system.build for name in ("Arm Compute Library", "KleidiAI")):
-        pytest.skip("the README's table is about builds with Arm Compute Library and KleidiAI")
+        pytest.skip("the table is about builds with Arm Compute Library and KleidiAI")
     if "x86" in support.line() and "avx512vnni" not in system.features:
-        pytest.skip("the README's table is about x86 with AVX-512 VNNI")
-    (table,) = re.findall(r"^<!-- kernels: begin.*?-->\n(.*?)^<!-- kernels: end -->", README, re.MULTILINE | re.DOTALL)
+        pytest.skip("the table is about x86 with AVX-512 VNNI")
+    (table,) = re.findall(r"^<!-- kernels: begin.*?-->\n(.*?)^<!-- kernels: end -->", SUPPORT, re.MULTILINE | re.DOTALL)
     header, rule, *lines = table.splitlines()
     assert (header, rule) == support.HEADER
     assert lines.count(support.line()) == 1, "run tests/arm64/support_table.py"
@@ -39,6 +53,7 @@ def test_its_kernels_are_those_that_serve_on_this_cpu() -> None:
     assert core in support.line() or core not in table
 
 
+@pytest.mark.x86
 def test_its_commands_are_single_lines() -> None:
     commands = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert [command.count("\n") for command in commands] == [1, 1]

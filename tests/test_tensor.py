@@ -37,6 +37,7 @@ def test_linear_is_near_the_float_layer() -> None:
         assert sqnr > (16 if layout.is_grouped else 33), f"{layout}: {sqnr:.1f} dB"
 
 
+@pytest.mark.one_cpu
 @EACH_SCHEME
 def test_linear_takes_keywords(layout: ACLPackedLayout) -> None:
     weight, x, bias = packed(layout=layout), torch.randn(5, K), torch.randn(N)
@@ -50,6 +51,7 @@ def test_linear_takes_keywords(layout: ACLPackedLayout) -> None:
     assert cases.same_bits(linear(x, weight=weight), linear(x, weight, None))
 
 
+@pytest.mark.one_cpu
 @EACH_SCHEME
 def test_inputs_of_another_dtype_than_the_weight_keep_theirs(layout: ACLPackedLayout) -> None:
     weight = packed(layout=layout, dtype=torch.float32)
@@ -58,6 +60,7 @@ def test_inputs_of_another_dtype_than_the_weight_keep_theirs(layout: ACLPackedLa
         cases.assert_by_reference(linear(x, weight), x, weight, case=dtype)
 
 
+@pytest.mark.one_cpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=cases.name_of)
 @EACH_SCHEME
 def test_autocast_gives_its_dtype(layout: ACLPackedLayout, dtype: torch.dtype) -> None:
@@ -74,6 +77,7 @@ def test_autocast_gives_its_dtype(layout: ACLPackedLayout, dtype: torch.dtype) -
     assert linear(x, weight).dtype == torch.float32
 
 
+@pytest.mark.one_cpu
 @EACH_SCHEME
 def test_inputs_that_want_gradients_are_served(layout: ACLPackedLayout) -> None:
     weight, x = packed(layout=layout), torch.randn(5, K)
@@ -85,6 +89,7 @@ def test_inputs_that_want_gradients_are_served(layout: ACLPackedLayout) -> None:
 # --- products with the transpose ---
 
 
+@pytest.mark.one_cpu
 @EACH_SCHEME
 def test_products_with_the_transpose(layout: ACLPackedLayout) -> None:
     weight, x = packed(layout=layout), torch.randn(5, K)
@@ -107,6 +112,7 @@ def test_products_with_the_transpose(layout: ACLPackedLayout) -> None:
         cases.assert_by_reference(actual, x, weight, bias, name)  # a matrix is added to what has been rounded
 
 
+@pytest.mark.one_cpu
 def test_the_transpose_shows_itself_transposed() -> None:
     weight = packed()
     assert weight.t().shape == (K, N)
@@ -115,6 +121,7 @@ def test_the_transpose_shows_itself_transposed() -> None:
     assert f"shape=({K}, {N})" in repr(weight.t())
 
 
+@pytest.mark.one_cpu
 @pytest.mark.parametrize("k", [N, K], ids=["square", "not square"])
 def test_other_products_are_refused_by_name(k: int) -> None:
     weight, x = packed(N, k), torch.randn(k, N)
@@ -134,6 +141,7 @@ def test_other_products_are_refused_by_name(k: int) -> None:
         x @ weight
 
 
+@pytest.mark.one_cpu
 @pytest.mark.parametrize(
     "use",
     [lambda w: w + 1, lambda w: w * 2, lambda w: w.sum(), lambda w: w.view(-1), lambda w: torch.relu(w)],
@@ -176,6 +184,7 @@ def test_the_packed_values_are_those_that_were_quantized(
     assert weight.get_layout() == layout
 
 
+@pytest.mark.one_cpu
 def test_it_shows_shape_and_dtype_of_the_weight() -> None:
     for dtype in cases.FLOATS:
         weight = packed(dtype=dtype)
@@ -183,6 +192,7 @@ def test_it_shows_shape_and_dtype_of_the_weight() -> None:
         assert not weight.requires_grad
 
 
+@pytest.mark.one_cpu
 @EACH_LAYOUT_AND_KERNEL
 def test_repr_names_shape_scheme_and_kernel(layout: ACLPackedLayout, kernel: str) -> None:
     text = repr(packed(layout=layout))
@@ -228,6 +238,7 @@ def test_static_layers_take_inputs_that_are_already_quantized() -> None:
 NOT_A_FLOAT = "input must be float32, bfloat16(,| or) float16"
 
 
+@pytest.mark.one_cpu
 @pytest.mark.parametrize(
     ("x", "bias", "message"),
     [

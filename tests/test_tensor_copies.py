@@ -13,6 +13,8 @@ from torch.nn.functional import linear
 import ao_arm
 from ao_arm import ACLPackedLayout, ACLPackedTensor
 
+pytestmark = pytest.mark.one_cpu
+
 COPIES = {
     "detach": lambda w: w.detach(),
     "clone": lambda w: w.clone(),

@@ -9,6 +9,8 @@ from torch.nn.functional import linear
 
 from ao_arm import ACLPackedLayout, ACLPackedTensor, reference
 
+pytestmark = pytest.mark.one_cpu
+
 # --- from_plain ---
 
 

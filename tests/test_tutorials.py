@@ -22,7 +22,7 @@ def test_all_tutorials_are_there() -> None:
     assert ON_ARM in NAMES
 
 
-@pytest.mark.slow_compile
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXECUTED_HERE)
 def test_it_runs(name: str) -> None:
     if name.startswith(("1", "3")):

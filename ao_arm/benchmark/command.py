@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from .. import command_line, info, progress
+from .. import command_line, progress
+from ..system import current_system
 from . import comparison, layers, tables
 from .candidates import BASELINE, CANDIDATES, Candidate, choose
 from .measuring import measure, steps
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit(f"ao_arm bench: --baseline must be one of the candidates that are run, not {args.baseline!r}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    system = info.system()
+    system = current_system()
     timed = not args.no_timing and not system.emulated
     if args.plot and not timed:
         raise SystemExit("ao_arm bench: --plot needs times, and with --no-timing and on emulated CPUs there are none")

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..info import System
+from ..system import System
 from .results import Measurement, Results
 from .tables import by_subject, microseconds
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import info
+from ..system import System
 from ..timing import Timing
 
 #: Changes when the meaning of a field does.
@@ -70,7 +70,7 @@ class Settings:
 class Results:
     """All measurements, with what they were measured on."""
 
-    system: info.System
+    system: System
     environment: dict[str, str]
     settings: Settings
     schemes: dict[str, str]
@@ -111,7 +111,7 @@ def _from_plain(plain: dict[str, Any]) -> Results:
     rows = plain["measurements"]
     system = {**plain["system"], "features": tuple(plain["system"]["features"])}
     return Results(
-        info.System(**system),
+        System(**system),
         plain["environment"],
         Settings(**plain["settings"]),
         plain["schemes"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ from typing import Any
 
 import torch
 
-from .. import command_line, info
+from .. import command_line, progress
+from ..system import current_system
 from . import figures, language_figures, language_tables, tables
 from .emulated import run_emulated
 from .encoder import MODEL_PACKAGE
@@ -50,8 +50,8 @@ def _measure_llama(
 
 MINILM, LLAMA = "minilm", "llama"
 DEMOS = {
-    MINILM: Demo(("rich", "transformers", MODEL_PACKAGE), figures.steps, _measure_encoder, tables.show),
-    LLAMA: Demo(("rich", "transformers"), language_figures.steps, _measure_llama, language_tables.show),
+    MINILM: Demo(("transformers", MODEL_PACKAGE), figures.steps, _measure_encoder, tables.show),
+    LLAMA: Demo(("transformers",), language_figures.steps, _measure_llama, language_tables.show),
 }
 
 
@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
     command_line.require("demo", "demo", *demo.packages)
     if args.threads:
         torch.set_num_threads(args.threads)
-    timing = not args.no_timing and not info.system().emulated
-    with _in_one_line(), _progress(demo.steps(timing)) as report, command_line.quiet():
+    timing = not args.no_timing and not current_system().emulated
+    with _in_one_line(), progress.steps(demo.steps(timing), "ao_arm demo") as report, command_line.quiet():
         measured = demo.measure(args, timing, report)
     if args.json:
         args.json.write_text(json.dumps(dataclasses.asdict(measured), indent=2) + "\n")
@@ -107,25 +107,3 @@ def _in_one_line() -> Iterator[None]:
         yield
     except DemoError as error:
         raise SystemExit(f"ao_arm demo: {error}") from None
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Callable[[str], None]]:
-    """Shows on stderr which step is being taken. No thread refreshes it: that would disturb what is timed."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    done = itertools.count()
-    live = console.is_terminal
-    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not live) as progress:
-        task = progress.add_task("", total=steps)
-
-        def report(text: str) -> None:
-            if live:
-                progress.update(task, description=text, completed=next(done), refresh=True)
-            else:
-                console.print(f"{text} ...", soft_wrap=True)
-
-        yield report

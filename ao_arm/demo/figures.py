@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchao.quantization.quant_primitives import MappingType
 
-from .. import info
 from ..explanation import explain
+from ..system import System, current_system
 from .accuracy import Accuracy, compare, count_same_subject
 from .encoder import MODEL, SENTENCES, SUBJECT_OF, Encoder, embed
 from .latency import Latency, time_models
@@ -46,7 +46,7 @@ class KernelUse:
 class Figures:
     """Everything that the demo shows."""
 
-    system: info.System
+    system: System
     scheme: str
     activations: str
     sentences: int
@@ -95,7 +95,7 @@ def measure(scheme: str, asymmetric: bool, timing: bool, report: Callable[[str],
         for name, model in models.items()
     }
     activations = mapping.name.lower()
-    return Figures(info.system(), scheme, activations, len(sentences), figures, uses, not_quantized)
+    return Figures(current_system(), scheme, activations, len(sentences), figures, uses, not_quantized)
 
 
 def tensor_bytes(tensor: Tensor) -> int:

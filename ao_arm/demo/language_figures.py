@@ -13,9 +13,9 @@ from torch import Tensor
 from torchao.core.config import AOBaseConfig
 from torchao.quantization import FqnToConfig, quantize_
 
-from .. import info
 from ..config import acl_int4_grouped, acl_int8_dynamic
 from ..sqnr import sqnr_db
+from ..system import System, current_system
 from .errors import DemoError
 from .figures import KernelUse, kernel_uses, linear_bytes
 from .language_model import (
@@ -86,7 +86,7 @@ class LanguageModelFigures:
 class LanguageFigures:
     """Everything that the demo shows."""
 
-    system: info.System
+    system: System
     model: str
     prompt_tokens: int
     generated_tokens: int
@@ -125,7 +125,7 @@ def measure_size(size: Size, timing: bool, report: Callable[[str], None]) -> Lan
         figures[name] = LanguageModelFigures(
             agreements.get(name), linear_bytes(model), prefill.get(name), decode.get(name), uses, not_quantized
         )
-    return LanguageFigures(info.system(), str(size), PROMPT_TOKENS, GENERATED_TOKENS, figures)
+    return LanguageFigures(current_system(), str(size), PROMPT_TOKENS, GENERATED_TOKENS, figures)
 
 
 def check(name: str, agreement: Agreement) -> None:

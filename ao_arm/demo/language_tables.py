@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .language_figures import FP32, LanguageFigures, LanguageModelFigures
-from .tables import kernel_table, print_all
+from .tables import print_all
 
 _TITLES = {FP32: FP32, "int8": "int8 dynamic", "int4": "int4 groups", "mixed": "mixed"}
 
 
 def show(figures: LanguageFigures) -> None:
     """Prints the figures of all models, the kernels that serve them, and what the figures are."""
-    from rich.table import Table
-
-    table = Table(title=figures.model)
-    table.add_column("")
-    for name in figures.models:
-        table.add_column(_TITLES[name], justify="right")
-    for row in zip(_labels(figures), *(_cells(figures, model) for model in figures.models.values()), strict=True):
-        table.add_row(*row)
+    print(figures.model)
+    columns = [_labels(figures), *(_cells(figures, model) for model in figures.models.values())]
     uses = [(_TITLES[name], use) for name, model in figures.models.items() for use in model.kernels]
-    print_all(table, kernel_table(uses), *_notes(figures))
+    print_all(("", *(_TITLES[name] for name in figures.models)), columns, uses)
+    print(*_notes(figures), sep="\n")
 
 
 def _labels(figures: LanguageFigures) -> Iterator[str]:

@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from .. import text_table
 from .encoder import MODEL
 from .figures import FP32, MODELS, Figures, KernelUse
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def show(figures: Figures) -> None:
     """Prints the figures of the three models, the kernels that serve ours, and what the figures are."""
-    print_all(_model_table(figures), kernel_table([("ao_arm", use) for use in figures.kernels]), *_notes(figures))
+    print(f"{MODEL}, {figures.scheme}, {figures.activations} activations")
+    columns = [_labels(figures), *(_cells(figures, name) for name in MODELS)]
+    print_all(("", "fp32", "ao_arm", "torchao's own"), columns, [("ao_arm", use) for use in figures.kernels])
+    print(*_notes(figures), sep="\n")
 
 
-def print_all(*items: Table | str) -> None:
-    """Prints tables and, not wrapped, notes."""
-    from rich.console import Console
-
-    console = Console()
-    for item in items:
-        if isinstance(item, str):
-            console.print(item, highlight=False, markup=False, soft_wrap=True)
-        else:
-            console.print(item)
-
-
-def _model_table(figures: Figures) -> Table:
-    from rich.table import Table
-
-    table = Table(title=f"{MODEL}, {figures.scheme}, {figures.activations} activations")
-    table.add_column("")
-    for title in ("fp32", "ao_arm", "torchao's own"):
-        table.add_column(title, justify="right")
-    for label, *cells in zip(_labels(figures), *(_cells(figures, name) for name in MODELS), strict=True):
-        table.add_row(label, *cells)
-    return table
+def print_all(header: Sequence[str], columns: Sequence[Iterator[str]], uses: Sequence[tuple[str, KernelUse]]) -> None:
+    """Prints a table of figures and one of the kernels that serve the linear layers of models, by the models' names."""
+    figures = text_table.with_rule(header, list(zip(*columns, strict=True)), right=range(1, len(header)))
+    rows = [(model, use.kernel, use.packing_format, str(use.layers)) for model, use in uses]
+    kernels = text_table.with_rule(("model", "kernel", "packing format", "layers"), rows, right=(3,))
+    print(*figures, "", "kernels of ao_arm's linear layers", *kernels, "", sep="\n")
 
 
 def _labels(figures: Figures) -> Iterator[str]:
@@ -68,20 +52,6 @@ def _cells(figures: Figures, name: str) -> Iterator[str]:
     yield f"{model.linear_bytes / 1e6:.1f}"
     for latency in model.latencies:
         yield f"{latency.median_ms:.2f} ±{latency.spread_ms:.2f}"
-
-
-def kernel_table(uses: Sequence[tuple[str, KernelUse]]) -> Table:
-    """The kernels that serve the linear layers of models, each with its model's name."""
-    from rich.table import Table
-
-    table = Table(title="kernels of ao_arm's linear layers")
-    table.add_column("model")
-    table.add_column("kernel")
-    table.add_column("packing format")
-    table.add_column("layers", justify="right")
-    for model, use in uses:
-        table.add_row(model, use.kernel, use.packing_format, str(use.layers))
-    return table
 
 
 def _notes(figures: Figures) -> Iterator[str]:

@@ -12,7 +12,8 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional
 
 from ..affine_quantized import packed_weight_of
-from ..tensor import ACLPackedTensor, linear_static
+from ..linear import linear_static
+from ..tensor import ACLPackedTensor
 
 _OP = torch.ops.ao_arm.linear_int8_static.default
 _Bounds = tuple[float, float]

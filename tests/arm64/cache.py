@@ -7,13 +7,21 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
+from tqdm import tqdm
+
 Report = Callable[[str], None]
+
+#: Between two lines about what takes long.
+REPORT_SECONDS = 5.0
 
 
 def cache_folder() -> Path:
@@ -43,8 +51,41 @@ def locked(name: str, report: Report = print) -> Iterator[None]:
         yield
 
 
-def piece(kind: str, asked: Mapping[str, Any], fill: Callable[[Path], None], report: Report = print) -> Path:
-    """The folder of a piece; `fill` writes into a temporary folder, renamed when it is complete."""
+def meter(done: int, total: int, begun: float, unit: str) -> str:
+    """How far something is that began at this `time.monotonic()`, and how long it may still take."""
+    seconds = time.monotonic() - begun
+    return str(tqdm.format_meter(min(done, total), total, seconds, ncols=80, unit=unit, unit_scale=unit == "B"))
+
+
+@contextmanager
+def _growth_reported(kind: str, megabytes: int, report: Report) -> Iterator[None]:
+    """Tells now and then how much of a piece, of about this size, is there: of what is unfinished in the cache."""
+    begun, ended = time.monotonic(), Event()
+
+    def watch() -> None:
+        most = 0
+        while not ended.wait(REPORT_SECONDS):
+            command: list[str | Path] = ["du", "-skc", *cache_folder().glob(".*")]
+            sizes = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+            most = max(most, *(1024 * int(line.split()[0]) for line in sizes.splitlines()[-1:]))
+            report(f"arm64: {kind}: {meter(most, megabytes << 20, begun, 'B')}")
+
+    watching = Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
+
+
+def piece(
+    kind: str, asked: Mapping[str, Any], fill: Callable[[Path], None], report: Report = print, megabytes: int = 0
+) -> Path:
+    """The folder of a piece; `fill` writes into a temporary folder, renamed when it is complete.
+
+    `megabytes` is about how much is written meanwhile: of so much it is told now and then how much is there.
+    """
     final = cache_folder() / f"{kind}-{key(asked)}"
     if final.is_dir():
         return final
@@ -56,7 +97,8 @@ def piece(kind: str, asked: Mapping[str, Any], fill: Callable[[Path], None], rep
             shutil.rmtree(left_over, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=cache_folder()))
         try:
-            fill(part)
+            with _growth_reported(kind, megabytes, report) if megabytes else nullcontext():
+                fill(part)
             (part / "asked.json").write_text(json.dumps(asked, indent=2, sort_keys=True) + "\n")
             part.chmod(0o755)
             part.rename(final)

@@ -153,7 +153,7 @@ def kleidiai_int4(x: Tensor, weight: Tensor, bias: Tensor) -> Call | None:
 
     if weight.shape[1] % 32:
         return None
-    table = json.loads(_ops.kernel_table_int4(*weight.shape, 32, False, False))
+    table = json.loads(_ops.kernel_table_int4(weight.shape[0], weight.shape[1], 32, False, False))
     fitting = [row for row in table if row["id"].startswith("kleidiai/") and not row["reasons"]]
     return ours_int4(x, weight, bias, 32, min(fitting, key=lambda row: row["cost"])["id"]) if fitting else None
 

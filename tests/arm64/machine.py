@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from project import BuildError, build_library, stage
 from scripts import write_python, write_script, write_tools
 from wheels import PYTHON
 
-__all__ = ["CPUS", "CPU_VARIABLE", "BuildError", "Machine", "Unavailable"]
+__all__ = ["CPUS", "CPU_VARIABLE", "BuildError", "Machine", "Unavailable", "built_machine"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -110,14 +111,12 @@ class Machine:
         library, tree = build_library(self._checkout, definitions=definitions, env=_clean(), report=self._report)
         return stage(self._checkout, library, self._report), tree
 
-    def run_kernel_test(self, model: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    def run_kernel_test(self, model: str) -> subprocess.CompletedProcess[str]:
         """Run the kernels' own test program, which needs no torch, on any of QEMU's CPU models."""
         self.build()
         cpu = QEMU_MODELS.get(model, model)
         command: list[str | Path] = [self.emulator, "-cpu", cpu, "-L", self.root, self._tree / "kernel_test"]
-        return subprocess.run(
-            command, env=_clean(), timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        return subprocess.run(command, env=_clean(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def environment(self, cpu: str) -> dict[str, str]:
         """The environment of an emulated process."""
@@ -178,13 +177,26 @@ class Machine:
         cpu: str,
         args: Sequence[str | Path],
         env: Mapping[str, str] | None = None,
-        timeout: float | None = None,
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run the emulated Python with `args` to its end; both outputs are in `stdout`."""
         with self.start(cpu, args, env, cwd) as process:
-            output, _ = process.communicate(timeout=timeout)
+            output, _ = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+
+_preparing = threading.Lock()
+_built: list[Machine] = []
+
+
+def built_machine(report: Report) -> Machine:
+    """The machine with this checkout built for it, made by the first of the threads that ask."""
+    with _preparing:
+        if not _built:
+            machine = Machine(report)
+            machine.build()
+            _built.append(machine)
+    return _built[0]
 
 
 def _clean() -> dict[str, str]:

@@ -34,7 +34,7 @@ def emulator(report: Report) -> Path:
     """QEMU's user-mode emulator, a static x86 program."""
 
     def fill(folder: Path) -> None:
-        report("arm64: downloading the emulator")
+        report("arm64: the first run downloads 1.5 GB, which takes some minutes: the emulator")
         unpacked = folder / "unpacked"
         unpack(EMULATOR_PACKAGES, suite=SUITE, architecture="amd64", into=unpacked)
         (unpacked / "usr/bin/qemu-aarch64").rename(folder / "qemu-aarch64")
@@ -42,7 +42,7 @@ def emulator(report: Report) -> Path:
         shutil.rmtree(unpacked)
 
     asked = {"suite": SUITE, "packages": EMULATOR_PACKAGES, "recipe": RECIPE}
-    return piece("emulator", asked, fill, report) / "qemu-aarch64"
+    return piece("emulator", asked, fill, report, megabytes=550) / "qemu-aarch64"
 
 
 def compiler(report: Report) -> Path:
@@ -59,7 +59,8 @@ def compiler(report: Report) -> Path:
             wanted=lambda package: package not in NOT_WITH_COMPILER,
         )
 
-    return piece("compiler", {"suite": suite, "packages": COMPILER_PACKAGES, "recipe": RECIPE}, fill, report)
+    asked = {"suite": suite, "packages": COMPILER_PACKAGES, "recipe": RECIPE}
+    return piece("compiler", asked, fill, report, megabytes=310)
 
 
 def root_file_system(report: Report) -> Path:
@@ -75,7 +76,7 @@ def root_file_system(report: Report) -> Path:
         unpack_wheels(folder / SITE_PACKAGES)
 
     asked = {"suite": SUITE, "packages": ROOT_PACKAGES, "python": PINS, "recipe": RECIPE}
-    return piece("root", asked, fill, report)
+    return piece("root", asked, fill, report, megabytes=1300)
 
 
 def link_sdk(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,14 +11,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cache import Report, cache_folder, key, locked
+from cache import REPORT_SECONDS, Report, cache_folder, key, locked, meter
 from commands import Unavailable
 
 LIBRARY = "libao_arm.so"
 PACKAGE = "ao_arm"
 
 # The rest of the checkout (build folders, environments, data) may be large and is not needed.
-STAGED_FOLDERS = (PACKAGE, "csrc", "tests", "tutorials")
+STAGED_FOLDERS = (PACKAGE, "csrc", "docs", "tests", "tutorials")
 NOT_STAGED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "*.dylib", ".*_cache", ".ipynb_checkpoints")
 
 STAGE_KEPT_SECONDS = 24 * 3600
@@ -54,21 +55,30 @@ def build_library(
     configure += [f"-D{name}={path}" for name, path in definitions.items()]
     with locked(name, report):
         report("arm64: building the library")
-        _step(configure, env)
-        _step([cmake, "--build", str(folder / "tree")], env)
-        _step([cmake, "--install", str(folder / "tree"), "--prefix", str(installed)], env)
+        _step(configure, env, report)
+        _step([cmake, "--build", str(folder / "tree")], env, report)
+        _step([cmake, "--install", str(folder / "tree"), "--prefix", str(installed)], env, report)
     library = installed / PACKAGE / LIBRARY
     if not library.is_file():
         raise BuildError(f"the build installed no {PACKAGE}/{LIBRARY} below its prefix")
     return library, folder / "tree"
 
 
-def _step(command: Sequence[str], env: Mapping[str, str]) -> None:
-    done = subprocess.run(
+def _step(command: Sequence[str], env: Mapping[str, str], report: Report) -> None:
+    """Runs a program to its end; of what it counts, as Ninja counts files, it is told now and then how far it is."""
+    begun = reported = time.monotonic()
+    lines = []
+    with subprocess.Popen(
         command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    if done.returncode:
-        raise BuildError(f"`{' '.join(command)}` failed:\n{done.stdout}")
+    ) as process:
+        for line in process.stdout or ():
+            lines.append(line)
+            counted = re.match(r"\[(\d+)/(\d+)\]", line)
+            if counted and time.monotonic() > reported + REPORT_SECONDS:
+                reported = time.monotonic()
+                report(f"arm64: building: {meter(int(counted[1]), int(counted[2]), begun, ' files')}")
+    if process.returncode:
+        raise BuildError(f"`{' '.join(command)}` failed:\n{''.join(lines)}")
 
 
 def stage(checkout: Path, library: Path, report: Report) -> Path:

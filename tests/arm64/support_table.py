@@ -1,4 +1,4 @@
-"""Writes README's table of kernels, a line for each kind of CPU: `python tests/arm64/support_table.py`."""
+"""Writes the table of kernels in docs/support.md, a line for each kind of CPU: `python support_table.py`."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from functools import partial
 
 from machine import CHECKOUT, BuildError, Machine, Unavailable
 
-README = CHECKOUT / "README.md"
+PAGE = CHECKOUT / "docs/support.md"
 MARKERS = "<!-- kernels: begin, written by tests/arm64/support_table.py -->", "<!-- kernels: end -->"
 
 # Of the emulated ones, those that differ in what kernels ask for.
@@ -21,12 +21,12 @@ def table_in(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
-def replaced(readme: str, table: Sequence[str]) -> str:
-    """README's text with this table between the markers."""
+def replaced(page: str, table: Sequence[str]) -> str:
+    """The page's text with this table between the markers."""
     begin, end = map(re.escape, MARKERS)
-    made, times = re.subn(f"(?<={begin}\n).*(?={end})", "".join(f"{line}\n" for line in table), readme, flags=re.DOTALL)
+    made, times = re.subn(f"(?<={begin}\n).*(?={end})", "".join(f"{line}\n" for line in table), page, flags=re.DOTALL)
     if times != 1:
-        raise ValueError(f"README.md has {times} places for the table of kernels: {' '.join(MARKERS)}")
+        raise ValueError(f"{PAGE.name} has {times} places for the table of kernels: {' '.join(MARKERS)}")
     return made
 
 
@@ -41,7 +41,7 @@ def main() -> int:
     except (Unavailable, BuildError) as error:
         report(f"arm64: {error}")
         return 2
-    README.write_text(replaced(README.read_text(), [*header, *lines, x86]))
+    PAGE.write_text(replaced(PAGE.read_text(), [*header, *lines, x86]))
     return 0
 
 

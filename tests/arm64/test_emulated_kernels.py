@@ -14,7 +14,7 @@ EXPECTED = {"cortex-a72": ANY, "a64fx": ANY, "neoverse-n1": DOTPROD, "neoverse-v
 
 @pytest.mark.parametrize("model", ["cortex-a72", *CPUS])
 def test_kernels_on_emulated_cpu(model: str, machine: Machine) -> None:
-    done = machine.run_kernel_test(model, timeout=600)
+    done = machine.run_kernel_test(model)
     print(done.stdout)
     assert done.returncode == 0, done.stdout
     tested = set(re.findall(r"^(\S+): [1-9]\d* checks passed", done.stdout, re.MULTILINE))

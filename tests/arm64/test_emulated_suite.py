@@ -1,91 +1,45 @@
 """Runs the project's tests on emulated AArch64 CPUs: one emulated pytest process for each CPU model.
 
-AO_ARM_EMULATED_CPUS="neoverse-v1,max" chooses among the models, and so does `-k neoverse-v1`. In the common tests,
-those marked `x86` are left out here and those marked `one_cpu` run on one model only.
+AO_ARM_EMULATED_CPUS="neoverse-v1,max" chooses among the models, and so does `-k neoverse-v1`. Which of the common tests
+run on which model, their marks say: see CONTRIBUTING.md.
 """
 
 import os
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from functools import partial
 
+import beside
 import pytest
-from cache import Report
-from machine import CPUS, Machine
-from pytest_runs import Outcome
+from beside import Outcome, Report
+from machine import CPUS, BuildError, Unavailable, built_machine
 
+#: What runs on each model, and about how many minutes that takes.
+SUITES = {
+    "neoverse-v1": ("not x86", 6),
+    "neoverse-n1": ("not x86 and not one_cpu", 3),
+    "a64fx": ("not x86 and not one_cpu", 2),
+    "max": ("every_cpu", 1),
+}
 CHOSEN = tuple(filter(None, os.environ.get("AO_ARM_EMULATED_CPUS", "").split(","))) or CPUS
-
-ONE_CPU = "neoverse-v1"
-
-PROCESSES = 2
-REPORT_SECONDS = 60.0
 
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-rfE", "tests", "--ignore=tests/arm64")
 
 
-def marker_expression(cpu: str) -> str:
-    """Which of the common tests run on a CPU model."""
-    return "not x86" if cpu == ONE_CPU else "not x86 and not one_cpu"
+def start(cpu: str, report: Report) -> AbstractContextManager[subprocess.Popen[str]]:
+    return built_machine(report).start(cpu, [*PYTEST, "-m", SUITES[cpu][0]])
 
 
-class Suites:
-    """The emulated runs of a session, two at a time."""
-
-    def __init__(self, machine: Machine, cpus: Sequence[str], report: Report) -> None:
-        self._machine = machine
-        self._report = report
-        self._latest = dict.fromkeys(cpus, "waiting")
-        self._processes: list[subprocess.Popen[str]] = []
-        self._pool = ThreadPoolExecutor(PROCESSES)
-        self._futures = {cpu: self._pool.submit(self._run, cpu) for cpu in cpus}
-
-    def _run(self, cpu: str) -> Outcome:
-        started = time.monotonic()
-        lines = []
-        with self._machine.start(cpu, [*PYTEST, "-m", marker_expression(cpu)]) as process:
-            self._processes.append(process)
-            assert process.stdout is not None  # start() makes it a pipe
-            for line in process.stdout:
-                lines.append(line)
-                self._latest[cpu] = line.strip() or self._latest[cpu]
-            exit_code = process.wait()
-        outcome = Outcome(exit_code, "".join(lines))
-        self._report(f"arm64: {cpu}: {outcome.summary} ({time.monotonic() - started:.0f} s in all)")
-        return outcome
-
-    def outcome(self, cpu: str) -> Outcome:
-        """How the run on a CPU model ended; meanwhile the latest line of each run is reported now and then."""
-        future = self._futures[cpu]
-        while not wait([future], timeout=REPORT_SECONDS).done:
-            for name in (name for name, other in self._futures.items() if other.running()):
-                self._report(f"arm64: {name}: {self._latest[name][-100:]}")
-        return future.result()
-
-    def stop(self) -> None:
-        """End what still runs, as when the session was interrupted."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in self._processes:
-            process.kill()
-        self._pool.shutdown()
-
-
-@pytest.fixture(scope="session")
-def suites(request: pytest.FixtureRequest, machine: Machine, report: Report) -> Iterator[Suites]:
-    """Every run that the chosen tests ask for, all started when the first one does."""
-    asked = {item.name for item in request.session.items}
-    running = Suites(machine, [cpu for cpu in CHOSEN if f"{test_emulated_suite.__name__}[{cpu}]" in asked], report)
-    yield running
-    running.stop()
-
-
-@pytest.mark.parametrize("cpu", CHOSEN)
-def test_emulated_suite(cpu: str, suites: Suites) -> None:
-    outcome = suites.outcome(cpu)
-    if outcome.exit_code or not outcome.passed:
-        pytest.fail(f"pytest on {cpu} ended with exit code {outcome.exit_code}\n{outcome.failures}", pytrace=False)
-    print(f"{cpu}: {outcome.summary}")
+@pytest.mark.parametrize(
+    "cpu", [pytest.param(cpu, marks=pytest.mark.beside(partial(start, cpu), minutes=SUITES[cpu][1])) for cpu in CHOSEN]
+)
+def test_emulated_suite(cpu: str, request: pytest.FixtureRequest) -> None:
+    try:
+        beside.check(request.getfixturevalue("outcome"), cpu)
+    except Unavailable as reason:
+        beside.unavailable(f"the emulated machine is unavailable: {reason}")
+    except BuildError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 def test_an_outcome_is_read_from_what_pytest_prints() -> None:

@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cache
 import pytest
 from cache import cache_folder, piece
 
@@ -55,3 +56,16 @@ def test_two_at_once_fill_a_piece_once() -> None:
         first, second = (pool.submit(piece, "toy", {}, fill) for _ in range(2))
         assert first.result() == second.result()
     assert len(filled) == 1
+
+
+def test_how_far_a_piece_is_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "REPORT_SECONDS", 0.0)
+    lines: list[str] = []
+
+    def fill(folder: Path) -> None:
+        (folder / "file").write_bytes(bytes(1 << 20))
+        while not any("50%" in line for line in lines):
+            time.sleep(0.01)
+
+    piece("toy", {}, fill, lines.append, megabytes=2)
+    assert any(line.startswith("arm64: toy: ") and "/2.10M" in line for line in lines)

@@ -1,7 +1,7 @@
-"""README's table of kernels: what is between the markers is replaced, and nothing else."""
+"""The table of kernels in docs/support.md: what is between the markers is replaced, and nothing else."""
 
 import pytest
-from support_table import MARKERS, README, replaced, table_in
+from support_table import MARKERS, PAGE, replaced, table_in
 
 
 def test_only_the_table_is_replaced() -> None:
@@ -11,8 +11,8 @@ def test_only_the_table_is_replaced() -> None:
     assert replaced(f"{begin}\n{end}\n", ["| new |"]) == f"{begin}\n| new |\n{end}\n"
 
 
-def test_readme_has_one_place_for_it() -> None:
-    assert "| new |" in replaced(README.read_text(), ["| new |"])
+def test_the_page_has_one_place_for_it() -> None:
+    assert "| new |" in replaced(PAGE.read_text(), ["| new |"])
     with pytest.raises(ValueError, match="has 0 places for the table"):
         replaced("", [])
 

@@ -21,6 +21,7 @@ def program(name: str) -> str:
 
 
 @pytest.mark.x86
+@pytest.mark.slow
 def test_kernels_on_this_cpu(tmp_path: Path) -> None:
     cmake = program("cmake")
     settings = {

@@ -1,0 +1,101 @@
+"""``F.linear`` for a packed weight: which op it is, and with what."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import _ops
+from .quantize import FLOATS
+
+_linear_int8_dynamic = _ops.linear_int8_dynamic
+_linear_int8_static = _ops.linear_int8_static
+_linear_qta8a_qga4w = _ops.linear_qta8a_qga4w
+_is_autocast_enabled = torch.is_autocast_enabled
+
+
+class PackedWeight(Protocol):
+    """What the ops read of a weight, as plain attributes: reading a tensor's shape or dtype costs microseconds.
+
+    See ``ACLPackedTensor``.
+    """
+
+    packed_weight: Tensor
+    weight_scale: Tensor | None
+    act_pre_scale: Tensor | None
+    act_scale: Tensor | None
+    act_zero_point: Tensor | None
+    weight_shape: tuple[int, int]
+    transposed: bool
+    _symmetric: bool
+    _per_token: bool
+
+
+def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` for a packed weight: one fused call that quantizes ``input``, multiplies, scales and adds the bias.
+
+    Args:
+        input: (..., k), float32, bfloat16 or float16. Under CPU autocast, float32 becomes the autocast dtype. For
+            static activations also already quantized, of ``act_zero_point``'s dtype.
+        weight: (n, k).
+        bias: (n,) or None.
+
+    Returns:
+        (..., n) of the input's dtype; float32 if that is quantized.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit, or the packed bytes cannot be read here.
+    """
+    if getattr(weight, "transposed", True):  # an ordinary tensor, whose input is packed, knows no such thing
+        raise NotImplementedError("F.linear takes an ACLPackedTensor as its weight only, and not a transposed one")
+    if _is_autocast_enabled("cpu") and input.dtype is torch.float32:
+        input = input.to(torch.get_autocast_dtype("cpu"))
+    if weight.act_pre_scale is not None:
+        if not input.is_floating_point():
+            raise ValueError(f"this weight has an act_pre_scale, for floats, but its input is {input.dtype}")
+        input = (input * weight.act_pre_scale).to(input.dtype)
+    try:
+        if weight.weight_scale is None:
+            return _linear_qta8a_qga4w(
+                input, weight.packed_weight, weight.weight_shape[0], bias, None, None, None, None
+            )
+        if weight.act_scale is None or weight.act_zero_point is None:
+            return _linear_int8_dynamic(
+                input, weight.packed_weight, weight.weight_scale, bias, weight._symmetric, weight._per_token
+            )
+        return _linear_int8_static(
+            input, weight.packed_weight, weight.weight_scale, bias, weight.act_scale, weight.act_zero_point
+        )
+    except RuntimeError as error:
+        if weight.weight_scale is None and input.dtype not in FLOATS:  # the op takes more, with scales
+            raise ValueError(f"input must be float32, bfloat16 or float16, not {input.dtype}") from None
+        raise _ops.user_error(error) from None
+
+
+def linear_static(
+    input: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    output_scale: Tensor | None = None,
+    output_zero_point: Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
+    output_min: float | None = None,
+    output_max: float | None = None,
+) -> Tensor:
+    """A static layer of which the input may be quantized already, and the output be quantized as well.
+
+    For the arguments see ``ao_arm.reference.linear_int8_static``; scale and zero point of the input are the weight's.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit, the weight has no such scale, or its packed bytes cannot be
+            read here.
+    """
+    if weight.weight_scale is None or weight.act_scale is None or weight.act_zero_point is None:
+        raise ValueError("this weight has no scale for static activations")
+    if weight.act_pre_scale is not None:
+        input = (input * weight.act_pre_scale).to(input.dtype)
+    given = (input, weight.packed_weight, weight.weight_scale, bias, weight.act_scale, weight.act_zero_point)
+    wanted = (output_scale, output_zero_point, output_dtype, output_min, output_max)
+    return _ops.call(_linear_int8_static, *given, *wanted)

