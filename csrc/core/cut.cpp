@@ -19,7 +19,8 @@ double quickest_share(double cycles, int64_t pieces, int64_t threads) {
 
 TileSize tile_size(int64_t m, int64_t n, int64_t row_step, int64_t column_step, int64_t most_rows) {
     const int64_t rows = std::min(round_up(m, row_step), most_rows);
-    const int64_t steps = std::max<int64_t>(1, kTileSums / (rows * column_step));
+    int64_t steps = std::max<int64_t>(1, kTileSums / (rows * column_step));
+    if (steps > 4) steps -= steps % 4;  // which micro-kernels for few rows take together, and whole vectors of outputs
     return {rows, std::min(round_up(n, column_step), steps * column_step)};
 }
 

@@ -40,6 +40,7 @@ class Activations {
     const int8_t* quantized(int64_t row, const TokenQuantization& token, bool in_place, int8_t* to) const;
 
     const Linear& layer_;
+    const int64_t padded_k_;
     const RowRange* ranges_;
     TokenQuantization shared_;  // of all tokens, if they have one
 };

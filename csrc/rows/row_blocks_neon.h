@@ -179,28 +179,36 @@ int64_t requantize_blocks(const RequantizedTile& given, int64_t row) {
     const uint8x16_t zero_point = vdupq_n_u8(static_cast<uint8_t>(tile.zero_point));
     const int32_t* const sums = tile.sums + row * tile.sums_stride;
     auto* const out = reinterpret_cast<uint8_t*>(tile.out) + row * tile.out_stride;
+    // Of four columns, in the low bytes.
+    const auto four = [&](int64_t at, uint16x8_t(&integers)[kRows]) __attribute__((always_inline)) {
+        const int32x4_t offset = vld1q_s32(tile.offsets + at);
+        const float32x4_t multiplier = vld1q_f32(tile.multipliers + at);
+        for (int i = 0; i < kRows; ++i) {
+            const int32x4_t sum = vqaddq_s32(vld1q_s32(sums + i * tile.sums_stride + at), offset);
+            const float32x4_t value = vmulq_f32(vcvtq_f32_s32(sum), multiplier);
+            const float32x4_t within = vminq_f32(vmaxq_f32(value, least), greatest);
+            integers[i] = vreinterpretq_u16_f32(vaddq_f32(within, vdupq_n_f32(kMagic)));
+        }
+    };
     int64_t j = 0;
     for (; j + 16 <= tile.columns; j += 16) {
-        uint16x8_t integers[kRows][2];
-        for (int half = 0; half < 2; ++half) {
-            uint16x8_t quarters[kRows][2];
-            for (int quarter = 0; quarter < 2; ++quarter) {
-                const int64_t at = j + 8 * half + 4 * quarter;
-                const int32x4_t offset = vld1q_s32(tile.offsets + at);
-                const float32x4_t multiplier = vld1q_f32(tile.multipliers + at);
-                for (int i = 0; i < kRows; ++i) {
-                    const int32x4_t sum = vqaddq_s32(vld1q_s32(sums + i * tile.sums_stride + at), offset);
-                    const float32x4_t value = vmulq_f32(vcvtq_f32_s32(sum), multiplier);
-                    const float32x4_t within = vminq_f32(vmaxq_f32(value, least), greatest);
-                    quarters[i][quarter] = vreinterpretq_u16_f32(vaddq_f32(within, vdupq_n_f32(kMagic)));
-                }
-            }
-            for (int i = 0; i < kRows; ++i) integers[i][half] = vuzp1q_u16(quarters[i][0], quarters[i][1]);
-        }
+        uint16x8_t quarter[4][kRows];
+        for (int part = 0; part < 4; ++part) four(j + 4 * part, quarter[part]);
         for (int i = 0; i < kRows; ++i) {
-            const uint8x16_t bytes =
-                vuzp1q_u8(vreinterpretq_u8_u16(integers[i][0]), vreinterpretq_u8_u16(integers[i][1]));
+            const uint16x8_t low = vuzp1q_u16(quarter[0][i], quarter[1][i]);
+            const uint16x8_t high = vuzp1q_u16(quarter[2][i], quarter[3][i]);
+            const uint8x16_t bytes = vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high));
             vst1q_u8(out + i * tile.out_stride + j, vaddq_u8(bytes, zero_point));
+        }
+    }
+    for (; j + 4 <= tile.columns; j += 4) {
+        uint16x8_t integers[kRows];
+        four(j, integers);
+        for (int i = 0; i < kRows; ++i) {
+            const uint8x16_t low = vreinterpretq_u8_u16(vuzp1q_u16(integers[i], integers[i]));
+            const uint8x16_t bytes = vaddq_u8(vuzp1q_u8(low, low), zero_point);
+            const uint32_t word = vgetq_lane_u32(vreinterpretq_u32_u8(bytes), 0);
+            __builtin_memcpy(out + i * tile.out_stride + j, &word, sizeof word);
         }
     }
     return j;
