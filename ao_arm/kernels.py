@@ -26,7 +26,8 @@ class Kernel:
         summary: what it is.
         features: CPU features it needs.
         reasons: every reason why it cannot serve the layer here; empty if it can.
-        cost: estimated cycles of a call with 16 rows, were it not for the reasons; None if this CPU cannot run it.
+        cost: estimated cycles of a call on one thread, the geometric mean over 1, 16 and 128 rows, were it not for the
+            reasons; None if this CPU cannot run it, or no kernel could serve the layer.
     """
 
     id: str

@@ -63,6 +63,25 @@ def test_threads_that_call_one_layer_with_different_m(kernel: str, threads: int)
         run_at_once(calls)
 
 
+@pytest.mark.parametrize("m", [1, 7, 64, 130])
+def test_any_number_of_threads_gives_the_same_bits(m: int) -> None:
+    """Large enough for the team; shares end inside of columns, rows and blocks."""
+    x = torch.randn(m, 416)
+    layouts = {
+        "dynamic": ao_arm.ACLPackedLayout("asymmetric"),
+        "grouped": ao_arm.acl_int4_grouped().layout(416),
+        "static": ao_arm.ACLPackedLayout("asymmetric", "per_tensor", "per_channel", "int8_static", "int8"),
+    }
+    static = torch.tensor([0.03]), torch.tensor([5], dtype=torch.int8)
+    for name, layout in layouts.items():
+        weight = ao_arm.ACLPackedTensor.from_hp(torch.randn(1501, 416), layout, *(static if name == "static" else ()))
+        with cases.torch_threads(1):
+            expected = linear(x, weight)
+        for threads in (2, 3, 5, 16):
+            with cases.torch_threads(threads):
+                assert cases.same_bits(linear(x, weight), expected), f"{name}, {threads} threads"
+
+
 def test_threads_that_call_layers_of_one_shape(kernel: str, threads: int) -> None:
     """Layers of a shape share what a kernel prepared for it, and each thread goes round the layers in another order."""
     weights = [packed_layer(65, 96) for _ in range(4)]
