@@ -108,7 +108,7 @@ def threads_panels(cpu: str, rows: Sequence[Row]) -> list[ThreadsPanel]:
         ]
         counts = sorted({threads for line in lines for threads in line.cycles})
         limits = {threads: limit(cpu, shape, threads) for threads in counts}
-        panels.append(ThreadsPanel(f"{shape}, modelled {cpu}", limits, lines))
+        panels.append(ThreadsPanel(f"{shape}, {cpu}", limits, lines))
     return panels
 
 

@@ -69,9 +69,18 @@ def quantization(values: Tensor, dtype: torch.dtype) -> tuple[float, int]:
     return scale, torch.iinfo(dtype).min - round(low / scale)
 
 
+def linear_on_one_thread(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The layer without OpenBLAS's threads, which spin while they wait and take the time of those that work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = linear(x, weight, bias)
+    torch.set_num_threads(threads)
+    return result
+
+
 def first_outputs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Outputs enough to choose a scale by, which hardly cuts off any of the others."""
-    return linear(x[:SAMPLE], weight, bias)
+    return linear_on_one_thread(x[:SAMPLE], weight, bias)
 
 
 def overflows(x: Tensor, bias: Tensor) -> bool:
@@ -239,7 +248,7 @@ def main(candidates: list[str], shapes: list[tuple[int, int, int]], threads: int
         if overflows(x, bias):
             bias.zero_()
         exact = [
-            (rows, columns, linear(x[rows].double(), weight[columns].double(), bias[columns].double()))
+            (rows, columns, linear_on_one_thread(x[rows].double(), weight[columns].double(), bias[columns].double()))
             for rows, columns in compared(m, k, n)
         ]
         for name in candidates:

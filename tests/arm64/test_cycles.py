@@ -250,7 +250,7 @@ def test_threads_are_written_read_and_drawn(tmp_path: Path, capsys: pytest.Captu
     assert ours[:2] == [["1", "62.0", "(1)"], ["16", "41.5", "(2)"]]
     assert THREADS_CAVEAT in output
     drawn = picture.read_text()
-    for text in ("8x768x768, modelled neoverse-v1", CANDIDATES["ours"], CANDIDATES["torch-per-tensor"]):
+    for text in ("8x768x768, neoverse-v1", CANDIDATES["ours"], CANDIDATES["torch-per-tensor"]):
         assert f"<!-- {text} -->" in drawn
     assert "nothing measured" in drawn
 
