@@ -75,9 +75,9 @@ void Epilogue::finish(const TileColumns& columns, int64_t row, int64_t rows, con
             token_scale[i] = tokens.scale[i] * unit_;
             zero_point[i] = static_cast<float>(tokens.zero_point[i]) * (1.0f / unit_);
         }
-        routines.scale_grouped[dtype]({tile<float>(columns, row, rows, sums, sums_stride),
-                                       static_cast<const float*>(layer_.weight.sums(columns.first)), columns.bias,
-                                       token_scale, zero_point, layer_.least, layer_.greatest});
+        routines.scale_int4[dtype]({tile<float>(columns, row, rows, sums, sums_stride),
+                                    static_cast<const float*>(layer_.weight.sums(columns.first)), columns.bias,
+                                    token_scale, zero_point, layer_.least, layer_.greatest});
         return;
     }
     const SumsTile<int32_t> of_int32 = tile<int32_t>(columns, row, rows, sums, sums_stride);

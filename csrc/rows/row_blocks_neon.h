@@ -139,8 +139,8 @@ int64_t scale_blocks(const ScaledTile& given, int64_t row) {
 }
 
 template <class T, bool kHasBias, bool kClamps, int kRows>
-int64_t scale_grouped_blocks(const GroupedTile& given, int64_t row) {
-    const GroupedTile tile = given;
+int64_t scale_int4_blocks(const Int4Tile& given, int64_t row) {
+    const Int4Tile tile = given;
     const float32x4_t least = vdupq_n_f32(tile.least), greatest = vdupq_n_f32(tile.greatest);
     const float* const sums = tile.sums + row * tile.sums_stride;
     auto* const out = static_cast<typename T::Storage*>(tile.out) + row * tile.out_stride;

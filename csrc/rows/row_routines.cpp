@@ -197,10 +197,10 @@ inline float multiply_add(float a, float b, float c) {
 }
 
 template <class T, bool kHasBias, bool kClamps>
-void scale_grouped_of(const GroupedTile& tile) {
+void scale_int4_of(const Int4Tile& tile) {
     each_pair(tile.rows, [&](int64_t row, auto rows) {
-        const int64_t done = AO_ARM_BLOCKS(scale_grouped_blocks<T, kHasBias, kClamps, rows>(tile, row));
-        const GroupedTile local = tile;
+        const int64_t done = AO_ARM_BLOCKS(scale_int4_blocks<T, kHasBias, kClamps, rows>(tile, row));
+        const Int4Tile local = tile;
         for (int64_t i = row; i < row + rows; ++i) {
             const float* sums = local.sums + i * local.sums_stride;
             auto* out = static_cast<typename T::Storage*>(local.out) + i * local.out_stride;
@@ -231,12 +231,12 @@ void scale(const ScaledTile& tile) {
 }
 
 template <class T>
-void scale_grouped(const GroupedTile& tile) {
-    constexpr void (*kFunctions[])(const GroupedTile&) = {
-        scale_grouped_of<T, false, false>,
-        scale_grouped_of<T, false, true>,
-        scale_grouped_of<T, true, false>,
-        scale_grouped_of<T, true, true>,
+void scale_int4(const Int4Tile& tile) {
+    constexpr void (*kFunctions[])(const Int4Tile&) = {
+        scale_int4_of<T, false, false>,
+        scale_int4_of<T, false, true>,
+        scale_int4_of<T, true, false>,
+        scale_int4_of<T, true, true>,
     };
     kFunctions[2 * (tile.bias != nullptr) + clamps(tile)](tile);
 }
@@ -260,7 +260,7 @@ extern const RowRoutines kRowRoutines = {
     AO_ARM_EACH_DTYPE(quantize),
     AO_ARM_EACH_DTYPE(quantize_fitting),
     AO_ARM_EACH_DTYPE(scale),
-    AO_ARM_EACH_DTYPE(scale_grouped),
+    AO_ARM_EACH_DTYPE(scale_int4),
     fold_columns,
     requantize<int8_t>,
     requantize<uint8_t>,

@@ -40,7 +40,7 @@ struct ScaledTile : SumsTile<int32_t> {
 
 // The same of sums over groups that their own scales were multiplied into: out[i][j] = token_scale[i] * (sums[i][j] -
 // zero_point[i] * column_sums[j]) + bias[j], clamped likewise.
-struct GroupedTile : SumsTile<float> {
+struct Int4Tile : SumsTile<float> {
     const float* column_sums;
     const float* bias;  // null for none
     const float* token_scale;
@@ -86,7 +86,7 @@ struct RowRoutines {
                                           int8_t* q);
     // Write elements of the given type, rounded once from float.
     void (*scale[kFloatTypes])(const ScaledTile& tile);
-    void (*scale_grouped[kFloatTypes])(const GroupedTile& tile);
+    void (*scale_int4[kFloatTypes])(const Int4Tile& tile);
     // Fills in offsets and multipliers of n columns.
     void (*fold_columns)(const FoldedColumns& columns, int64_t n);
     // Write bytes: int8 or, with bounds within [0, 255], uint8.

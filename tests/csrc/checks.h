@@ -12,6 +12,13 @@
 
 namespace ao_arm {
 
+// While it is there, this thread gets no memory: `new` throws.
+class NoMemory {
+   public:
+    NoMemory();
+    ~NoMemory();
+};
+
 // Counts a check, and prints it if it failed.
 void check(bool ok, const std::string& what);
 
@@ -56,8 +63,9 @@ std::vector<uint8_t> with_header(std::vector<uint8_t> packed, const Change& chan
 bool test_int8_kernel(const Kernel& kernel, bool exhaustive);  // int8_test.cpp
 bool test_int4_kernel(const Kernel& kernel, bool exhaustive);  // int4_test.cpp
 void test_damaged(const Kernel& kernel, const Problem& problem,
-                  const std::vector<uint8_t>& packed);  // hostile_test.cpp
-void test_hostile();                                    // hostile_test.cpp
-void test_cut();                                        // cut_test.cpp
+                  const std::vector<uint8_t>& packed);                   // hostile_test.cpp
+void test_without_memory(const Kernel& kernel, const Problem& problem);  // hostile_test.cpp
+void test_hostile();                                                     // hostile_test.cpp
+void test_cut();                                                         // cut_test.cpp
 
 }  // namespace ao_arm

@@ -152,6 +152,40 @@ void test_damaged(const Kernel& kernel, const Problem& problem, const std::vecto
     check(!refused(packed) && refused(forged), name + " with a header forged to an honest one's checksum");
 }
 
+void test_without_memory(const Kernel& kernel, const Problem& problem) {
+    if (!reject_reasons(kernel, problem).empty()) return;
+    const std::string name = std::string(kernel.id) + " without memory";
+    std::vector<int8_t> qdata(problem.n * problem.k, 1), other(qdata.size());
+    std::vector<float> scales(problem.n, 1.0f), more(problem.n);
+    const PlainWeight plain = {qdata.data(), scales.data(), nullptr}, unpacked = {other.data(), more.data(), nullptr};
+    std::vector<uint8_t> packed(packed_bytes(kernel, problem));
+    check(pack_weight(kernel, problem, plain, packed.data()).empty(), name + ": pack");
+    const PackedWeight weight = planned(kernel, problem, packed.data());
+    const Columns columns = weight.columns(0);
+    std::vector<uint8_t> block(packed.begin() + weight.block_offset(0), packed.end());
+    const std::vector<uint8_t> before = block;
+    std::vector<int8_t> lhs((kMostRows + kMostRowStep) * 2 * (kernel.padded_k(problem) + 64));
+    std::vector<int32_t> sums(kMostRows * kernel.column_step), again(sums.size());
+    std::vector<uint8_t> scratch(kernel.scratch_bytes == nullptr ? 0 : kernel.scratch_bytes(problem, columns.count));
+    const auto multiply = [&](std::vector<int32_t>& to) {
+        return kernel.multiply({&problem, lhs.data(), false, 3, block.data(),
+                                static_cast<const int32_t*>(weight.sums(0)), columns.count, to.data(),
+                                kernel.column_step, scratch.data()});
+    };
+    bool packs, unpacks, multiplies;
+    {
+        const NoMemory no_memory;  // what throws now ends the program
+        packs = kernel.pack(problem, plain, columns, block.data());
+        unpacks = kernel.unpack(problem, before.data(), columns, unpacked);
+        multiplies = multiply(sums);
+    }
+    // Each did its work, or said that it did not and can do it later.
+    check(packs ? block == before : kernel.pack(problem, plain, columns, block.data()) && block == before, name);
+    check(unpacks || kernel.unpack(problem, before.data(), columns, unpacked), name + ": unpack");
+    check(std::equal(other.begin(), other.begin() + columns.count * problem.k, qdata.begin()), name + ": values");
+    check(multiply(again) && (!multiplies || sums == again), name + ": multiply");
+}
+
 void test_hostile() {
     test_sizes();
 #if AO_ARM_HAVE_ACL

@@ -166,6 +166,7 @@ bool test_int4_kernel(const Kernel& kernel, bool exhaustive) {
     const int64_t extreme[][3] = {{9, 64, 32}, {9, 256, 256}, {9, 512, 512}, {2, kMaxK, kMaxK}};
     for (const auto& [n, k, group] : extreme) test(n, k, group, 3, Values::kExtreme);
     test_callers(kernel);
+    test_without_memory(kernel, {Scheme::kInt4, 45, 96, 96, DType::kBFloat16, false});
     const Problem small = {Scheme::kInt4, 20, 32, 32, DType::kBFloat16, false};
     test_damaged(kernel, small, Case(kernel, small, 1, Values::kRandom).packed);
     return shapes > 0;

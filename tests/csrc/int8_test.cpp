@@ -126,6 +126,7 @@ bool test_int8_kernel(const Kernel& kernel, bool exhaustive) {
     for (const auto& [m, n, k] : {std::array<int64_t, 3>{33, 400, 100}, {1, 385, 8}, {8, 65, kMaxK}})
         if (fits(n, k)) test_shape(Case(kernel, m, n, k, k == kMaxK ? Values::kExtreme : Values::kRandom, true), false);
     if (fits(400, 96)) test_callers(kernel);
+    test_without_memory(kernel, {Scheme::kInt8, 45, 77});
     if (fits(20, 30)) test_damaged(kernel, {Scheme::kInt8, 20, 30}, Case(kernel, 1, 20, 30, Values::kRandom).packed);
     return shapes > 0;
 }

@@ -2,7 +2,9 @@
 // so it also runs on CPUs that torch's wheels do not support. Prints a line for each kernel and ends with "N passed,
 // N failed".
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <thread>
 
 #include "checks.h"
@@ -12,6 +14,7 @@ namespace ao_arm {
 namespace {
 
 int passed_checks = 0, failed_checks = 0;
+thread_local bool has_memory = true;
 
 // Runs `test` for each kernel of a table that can run here.
 void test_table(const Problem& usual, bool (*test)(const Kernel& kernel, bool exhaustive), bool exhaustive) {
@@ -29,6 +32,11 @@ void test_table(const Problem& usual, bool (*test)(const Kernel& kernel, bool ex
 }
 
 }  // namespace
+
+NoMemory::NoMemory() { has_memory = false; }
+NoMemory::~NoMemory() { has_memory = true; }
+
+bool memory_is_left() { return has_memory; }
 
 void check(bool ok, const std::string& what) {
     ok ? ++passed_checks : ++failed_checks;
@@ -58,6 +66,15 @@ std::string open(const std::vector<uint8_t>& packed, Scheme scheme, PackedWeight
 }
 
 }  // namespace ao_arm
+
+// Instead of the standard ones.
+void* operator new(size_t bytes) {
+    void* memory = ao_arm::memory_is_left() ? std::malloc(bytes) : nullptr;
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 // With the argument "exhaustive", all n and k up to 130 are tested instead of some.
 int main(int argc, char** argv) {
