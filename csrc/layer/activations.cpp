@@ -20,10 +20,7 @@ bool has_own_scales(const Linear& layer) {
 }  // namespace
 
 Activations::Activations(const Linear& layer, RowRange* ranges, const Parallel& parallel, int64_t threads)
-    : layer_(layer),
-      padded_k_(layer.weight.kernel->padded_k(layer.weight.problem)),
-      ranges_(ranges),
-      shared_{layer.input_scale, layer.multiplied_zero_point()} {
+    : layer_(layer), ranges_(ranges), shared_{layer.input_scale, layer.multiplied_zero_point()} {
     if (layer.activation_scale != ActivationScale::kPerTensor) return;
     parallel.run_strips(std::min(threads, layer.m), layer.m, [&](int64_t first, int64_t last, int64_t) {
         for (int64_t row = first; row < last; ++row)
@@ -40,15 +37,9 @@ Activations::Activations(const Linear& layer, RowRange* ranges, const Parallel& 
     shared_ = choose_quantization(all, layer.activation_symmetric, layer.input_dtype);
 }
 
-int64_t Activations::lhs_bytes(const Linear& layer) {
-    const Kernel& kernel = *layer.weight.kernel;
-    const Problem& problem = layer.weight.problem;
-    return kernel.lhs_bytes != nullptr ? kernel.lhs_bytes(problem) : kernel.row_step * kernel.padded_k(problem);
-}
-
 int64_t Activations::own_bytes(const Linear& layer) {
     const Kernel& kernel = *layer.weight.kernel;
-    return kernel.pack_lhs == nullptr ? 0 : kernel.row_step * kernel.padded_k(layer.weight.problem);
+    return kernel.pack_lhs == nullptr ? 0 : kernel.row_step * layer.weight.padded_k;
 }
 
 double Activations::cost(const Linear& layer, int64_t rows) {
@@ -60,19 +51,19 @@ void Activations::arrange(int64_t begin, int64_t rows, int64_t first, int64_t la
                           int8_t* lhs) const {
     const Kernel& kernel = *layer_.weight.kernel;
     const Problem& problem = layer_.weight.problem;
-    const int64_t bytes = lhs_bytes(layer_);
+    const int64_t padded_k = layer_.weight.padded_k;
     const bool packs = kernel.pack_lhs != nullptr;
     for (int64_t row = first; row < last;) {
         const int64_t at = row % kernel.row_step, block = row - at;
         const int64_t of = std::min(kernel.row_step, rows - block), count = std::min(of - at, last - row);
-        int8_t* to = lhs + block / kernel.row_step * bytes;
-        int8_t* plain = packs ? reinterpret_cast<int8_t*>(own) : to + at * padded_k_;
+        int8_t* to = lhs + block / kernel.row_step * layer_.weight.lhs_bytes;
+        int8_t* plain = packs ? reinterpret_cast<int8_t*>(own) : to + at * padded_k;
         const int8_t* sources[kMostRowStep];
         for (int64_t i = 0; i < count; ++i) {
             const TokenQuantization token = quantization_of(begin + row + i);
             tokens.scale[row + i] = token.scale;
             tokens.zero_point[row + i] = token.zero_point;
-            sources[i] = quantized(begin + row + i, token, !packs, plain + i * padded_k_);
+            sources[i] = quantized(begin + row + i, token, !packs, plain + i * padded_k);
         }
         if (packs) kernel.pack_lhs(problem, {sources, at, count, of}, to);
         row += count;
@@ -115,19 +106,19 @@ TokenQuantization Activations::quantization_of(int64_t row) const {
 // One row as bytes that the kernel multiplies, with zeros up to padded_k: at `to` or, if it need not be there, where it
 // lies already.
 const int8_t* Activations::quantized(int64_t row, const TokenQuantization& token, bool in_place, int8_t* to) const {
-    const int64_t k = layer_.weight.problem.k;
+    const int64_t k = layer_.weight.problem.k, padded_k = layer_.weight.padded_k;
     const void* input = row_at(row);
     if (is_float(layer_.input_dtype)) {
-        quantize_row(input, k, padded_k_, token, layer_.input_dtype, to);
+        quantize_row(input, k, padded_k, token, layer_.input_dtype, to);
         return to;
     }
     const bool shifts = layer_.input_dtype == DType::kUInt8 && !layer_.multiplies_uint8();
-    if (!in_place && !shifts && k == padded_k_) return static_cast<const int8_t*>(input);
+    if (!in_place && !shifts && k == padded_k) return static_cast<const int8_t*>(input);
     if (shifts)
         row_routines().shift_uint8(static_cast<const uint8_t*>(input), k, to);
     else
         std::memcpy(to, input, k);
-    std::memset(to + k, 0, padded_k_ - k);
+    std::memset(to + k, 0, padded_k - k);
     return to;
 }
 

@@ -19,8 +19,7 @@ class Activations {
     // `ranges`: memory for m ranges if the whole input has one scale, which is found here, on `threads` threads.
     Activations(const Linear& layer, RowRange* ranges, const Parallel& parallel, int64_t threads);
 
-    // Bytes of a lhs block, and of the memory that a thread needs to make one.
-    static int64_t lhs_bytes(const Linear& layer);
+    // Bytes of the memory that a thread needs to make a lhs block.
     static int64_t own_bytes(const Linear& layer);
 
     // Estimated cycles of quantizing `rows` rows on one thread.
@@ -40,7 +39,6 @@ class Activations {
     const int8_t* quantized(int64_t row, const TokenQuantization& token, bool in_place, int8_t* to) const;
 
     const Linear& layer_;
-    const int64_t padded_k_;
     const RowRange* ranges_;
     TokenQuantization shared_;  // of all tokens, if they have one
 };

@@ -50,7 +50,7 @@ struct LinearCall::Scratch {
         tokens.zero_point = parts.take<int32_t>(call.stretch_rows_);
         // Kernels may read kMostRows rows from any block on.
         const int64_t row_step = layer.weight.kernel->row_step;
-        lhs = parts.take<int8_t>(divide_up(call.stretch_rows_ + kMostRows, row_step) * Activations::lhs_bytes(layer));
+        lhs = parts.take<int8_t>(divide_up(call.stretch_rows_ + kMostRows, row_step) * layer.weight.lhs_bytes);
         thread_bytes =
             round_up(std::max(Tile(layer, call.tile_, ScratchParts(nullptr)).total, Activations::own_bytes(layer)), 64);
         threads = parts.take<uint8_t>(std::max(call.team_.quantize, call.team_.multiply) * thread_bytes);
@@ -117,7 +117,6 @@ bool LinearCall::multiply_share(const Scratch& scratch, const Cut& cut, int64_t 
                                 const Epilogue& epilogue) const {
     const PackedWeight& weight = layer_.weight;
     const Kernel& kernel = *weight.kernel;
-    const int64_t lhs_bytes = Activations::lhs_bytes(layer_);
     Scratch::Tile tile(layer_, tile_, ScratchParts(scratch.thread(share)));
     bool succeeded = true;
     cut.each_part(share, [&](const Rectangle& part) {
@@ -127,8 +126,8 @@ bool LinearCall::multiply_share(const Scratch& scratch, const Cut& cut, int64_t 
             for (int64_t row = part.row; row < part.row + part.rows; row += tile_.rows) {
                 const int64_t rows = std::min(tile_.rows, part.row + part.rows - row);
                 succeeded &= kernel.multiply(
-                    {&weight.problem, scratch.lhs + row / kernel.row_step * lhs_bytes, layer_.multiplies_uint8(), rows,
-                     weight.base + weight.block_offset(column / kernel.column_step),
+                    {&weight.problem, scratch.lhs + row / kernel.row_step * weight.lhs_bytes, layer_.multiplies_uint8(),
+                     rows, weight.base + weight.block_offset(column / kernel.column_step),
                      static_cast<const int32_t*>(weight.sums(column)), columns, tile.sums, tile_.columns, tile.kernel});
                 epilogue.finish(tile.columns, begin + row, rows, tile.sums, tile_.columns,
                                 {scratch.tokens.scale + row, scratch.tokens.zero_point + row});

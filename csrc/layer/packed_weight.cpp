@@ -115,8 +115,10 @@ class OpenedHeaders {
 }  // namespace
 
 PackedWeight planned(const Kernel& kernel, const Problem& problem, const uint8_t* base) {
-    PackedWeight weight = {&kernel, problem, base, kernel.block_bytes(problem, kernel.column_step), 0};
+    PackedWeight weight = {&kernel, problem, base, kernel.block_bytes(problem, kernel.column_step), 0, 0, 0};
     weight.last_block_bytes = kernel.block_bytes(problem, weight.columns(weight.blocks() - 1).count);
+    weight.padded_k = kernel.padded_k(problem);
+    weight.lhs_bytes = kernel.lhs_bytes == nullptr ? kernel.row_step * weight.padded_k : kernel.lhs_bytes(problem);
     return weight;
 }
 

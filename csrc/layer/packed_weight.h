@@ -24,6 +24,8 @@ struct PackedWeight {
     const uint8_t* base;
     int64_t block_bytes;       // of a whole column block
     int64_t last_block_bytes;  // of the one at the weight's end
+    int64_t padded_k;          // what its kernel says of activations, asked once
+    int64_t lhs_bytes;         // of a lhs block
 
     int64_t blocks() const { return divide_up(problem.n, kernel->column_step); }
     Columns columns(int64_t block) const {

@@ -41,7 +41,7 @@ Quantization checked_quantization(const Tensor& scale, const Tensor& zero_point,
     if (scale.numel() != 1 || zero_point.numel() != 1)
         fail(name + "_scale and " + name + "_zero_point must have one element each, not the shapes " + shape_of(scale) +
              " and " + shape_of(zero_point));
-    const std::optional<DType> dtype = dtype_of(zero_point);
+    const std::optional<DType> dtype = dtype_of(zero_point.scalar_type());
     if (!dtype || is_float(*dtype))
         fail(name + "_zero_point must be int8 or uint8, as the quantized values are, not " + type_name(zero_point));
     const float value = *static_cast<const float*>(scale.const_data_ptr());
@@ -71,7 +71,7 @@ Tensor linear_int8_static(const Tensor& input, const Tensor& packed_weight, cons
     Linear layer = checked_layer(input, packed_weight, weight_scale, bias);
     layer.activation_scale = ActivationScale::kStatic;
     const Quantization given = checked_quantization(input_scale, input_zero_point, "input");
-    const std::optional<DType> input_dtype = dtype_of(input);
+    const std::optional<DType> input_dtype = dtype_of(input.scalar_type());
     if (!input_dtype || (!is_float(*input_dtype) && *input_dtype != given.dtype))
         fail("input must be float32, bfloat16, float16 or, as input_zero_point is, " + type_name(input_zero_point) +
              ", not " + type_name(input));

@@ -15,8 +15,8 @@ std::string shape_of(const Tensor& tensor) {
 
 std::string type_name(const Tensor& tensor) { return torch::headeronly::toString(tensor.scalar_type()); }
 
-std::optional<DType> dtype_of(const Tensor& tensor) {
-    switch (tensor.scalar_type()) {
+std::optional<DType> dtype_of(ScalarType type) {
+    switch (type) {
         case ScalarType::Float:
             return DType::kFloat32;
         case ScalarType::BFloat16:
@@ -43,7 +43,7 @@ void check_type(const Tensor& tensor, ScalarType type, const char* name, const c
 }
 
 DType checked_float(const Tensor& tensor, const char* name) {
-    const std::optional<DType> dtype = dtype_of(tensor);
+    const std::optional<DType> dtype = dtype_of(tensor.scalar_type());
     if (!dtype || !is_float(*dtype))
         fail(std::string(name) + " must be float32, bfloat16 or float16, not " + type_name(tensor));
     return *dtype;

@@ -26,7 +26,7 @@ std::string shape_of(const Tensor& tensor);
 std::string type_name(const Tensor& tensor);
 
 // Nothing for types that are neither activations, biases nor outputs.
-std::optional<DType> dtype_of(const Tensor& tensor);
+std::optional<DType> dtype_of(ScalarType type);
 
 void check_cpu(const Tensor& tensor, const char* name);
 

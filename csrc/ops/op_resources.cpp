@@ -3,12 +3,18 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
-#include <vector>
 
 namespace ao_arm {
 namespace {
+
+constexpr size_t kMostDims = 64;
+
+void check_dims(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+    if (sizes.size() > kMostDims) fail("tensors of more than 64 dimensions are not supported");
+}
 
 // Scratch memory of the calling thread, 64-byte aligned and kept from call to call: its size is bounded by LinearCall's
 // stretches but for inputs under one scale, which take 12 bytes a token.
@@ -45,8 +51,7 @@ Parallel torch_threads() {
 }  // namespace
 
 Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
-    constexpr int64_t kMostDims = 64;
-    if (static_cast<int64_t>(sizes.size()) > kMostDims) fail("tensors of more than 64 dimensions are not supported");
+    check_dims(sizes);
     int64_t strides[kMostDims];
     int64_t stride = 1;
     for (int64_t i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
@@ -63,9 +68,11 @@ Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
 
 Tensor empty_output(const Tensor& input, int64_t n, ScalarType type) {
     const auto sizes = input.sizes();
-    std::vector<int64_t> output_sizes(sizes.begin(), sizes.end());
-    output_sizes.back() = n;
-    return empty({output_sizes.data(), output_sizes.size()}, type);
+    check_dims(sizes);
+    int64_t output_sizes[kMostDims];
+    std::copy(sizes.begin(), sizes.end(), output_sizes);
+    output_sizes[sizes.size() - 1] = n;
+    return empty({output_sizes, sizes.size()}, type);
 }
 
 Tensor as_contiguous(const Tensor& tensor) {
@@ -85,7 +92,7 @@ Tensor run_layer(Linear& layer, const Tensor& input, const std::optional<Tensor>
     layer.input = rows.const_data_ptr();
     layer.bias = biases ? biases->const_data_ptr() : nullptr;
     layer.output = output.mutable_data_ptr();
-    layer.output_dtype = output_type == ScalarType::Int ? DType::kInt32 : *dtype_of(output);
+    layer.output_dtype = output_type == ScalarType::Int ? DType::kInt32 : *dtype_of(output_type);
     const LinearCall call(layer, torch_threads());
     if (!call.run(thread_scratch(call.scratch_bytes())))
         fail(std::string("kernel ") + layer.weight.kernel->id +
