@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import Thread
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import pytest
 
@@ -110,15 +110,13 @@ class Lanes:
             process.kill()
 
 
+#: Standard output as it is before pytest captures it.
+TERMINAL = pytest.StashKey[TextIO]()
+
+
 def reporter(config: pytest.Config) -> Report:
-    """Prints a line at once: what takes minutes must not wait in pytest's capture to say so."""
-    capture = config.pluginmanager.getplugin("capturemanager")
-
-    def show(line: str) -> None:
-        with capture.global_and_fixture_disabled() if capture else nullcontext():
-            print(f"\n{line}", end="", flush=True)
-
-    return show
+    """Prints a line at once, from any thread, past the capture of the test that runs meanwhile."""
+    return lambda line: print(f"\n{line}", end="", file=config.stash[TERMINAL], flush=True)
 
 
 def unavailable(reason: object) -> NoReturn:

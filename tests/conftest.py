@@ -3,6 +3,7 @@
 Which tests are quick, in which order they run, and what runs beside them.
 """
 
+import os
 from pathlib import Path
 
 import beside
@@ -72,6 +73,10 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
         elsewhere = cases.EMULATED_CPU and item.get_closest_marker("x86")
         if "kernels_met" in getattr(item, "fixturenames", ()) and not elsewhere:
             item.config.stash[_left_out] = True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[beside.TERMINAL] = os.fdopen(os.dup(1), "w")
 
 
 #: Of tests that take long or need the emulated machine.

@@ -77,7 +77,7 @@ class Wrong(torch.nn.Module):
 
 
 @pytest.mark.x86
-@pytest.mark.parametrize("compiled", [False, True], ids="compiled={}".format)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids="compiled={}".format)
 @pytest.mark.parametrize(
     ("error", "complaint"),
     [

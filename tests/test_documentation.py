@@ -133,6 +133,7 @@ def test_the_formula_of_a_dynamic_layer() -> None:
     exec(compile(block, "numerics.md", "exec"), {})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_read_without_ao_arm(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(96, 40), torch.nn.Linear(40, 64), torch.nn.Linear(64, 33)).bfloat16()
     configs = {

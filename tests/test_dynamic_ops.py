@@ -166,3 +166,11 @@ def test_a_token_that_is_not_finite_gives_nan_and_leaves_the_others_alone(
         assert cases.same_bits(actual[others], without), f"{m=}: {value} in token {row} changed others"
         expected = reference.linear_int8_dynamic(x, qdata, scale, biases["float32"], symmetric, per_token)
         assert cases.same_bits(actual, expected), f"{m=}: {value} in token {row}"
+
+
+# --- the record ---
+
+
+def test_every_kernel_of_this_cpu_met_a_case(all_were_asked_for: None, kernels_met: set[str]) -> None:
+    missing = set(cases.KERNELS) - kernels_met
+    assert not missing, f"no test compared results of {', '.join(sorted(missing))} with the reference"

@@ -112,6 +112,7 @@ def test_a_group_size_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> N
     assert "it must be at least 1, not 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 def test_info_works_without_what_the_demo_needs() -> None:
     code = (
@@ -123,6 +124,7 @@ def test_info_works_without_what_the_demo_needs() -> None:
     assert row_of(done.stdout, kernels.select(768, 768)).endswith("chosen")
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 def test_a_library_that_is_named_is_the_one_that_is_loaded() -> None:
     command = [sys.executable, "-c", "import ao_arm"]

@@ -104,11 +104,6 @@ def test_pack_int8_has_its_exact_size_when_traced(kernel: str) -> None:
 # --- what these tests are made of ---
 
 
-def test_every_kernel_of_this_cpu_met_a_case(all_were_asked_for: None, kernels_met: set[str]) -> None:
-    missing = set(cases.KERNELS) - kernels_met
-    assert not missing, f"no test compared results of {', '.join(sorted(missing))} with the reference"
-
-
 @pytest.mark.x86
 def test_bits() -> None:
     some = torch.tensor([1.0, -1.0, 0.0, math.nan])

@@ -150,6 +150,7 @@ for threads in (1, 2, 1):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 def test_torch_set_num_threads_is_followed() -> None:
     """Threads are torch's: allowed one, a call starts no other; allowed two, it starts the second."""

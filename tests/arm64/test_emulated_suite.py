@@ -5,6 +5,7 @@ run on which model, their marks say: see CONTRIBUTING.md.
 """
 
 import os
+import platform
 import subprocess
 from contextlib import AbstractContextManager
 from functools import partial
@@ -30,6 +31,7 @@ def start(cpu: str, report: Report) -> AbstractContextManager[subprocess.Popen[s
     return built_machine(report).start(cpu, [*PYTEST, "-m", SUITES[cpu][0]])
 
 
+@pytest.mark.skipif(platform.machine().lower() in ("aarch64", "arm64"), reason="the tests run on this Arm CPU")
 @pytest.mark.parametrize(
     "cpu", [pytest.param(cpu, marks=pytest.mark.beside(partial(start, cpu), minutes=SUITES[cpu][1])) for cpu in CHOSEN]
 )
