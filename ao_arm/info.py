@@ -70,7 +70,7 @@ def _kernel_lines(n: int, k: int, group_size: int) -> Iterator[str]:
     except ValueError as error:
         chosen, complaint = "", str(error)
     weight = f"4-bit weight in groups of {group_size}," if group_size else "int8 weight"
-    yield f"kernels for a layer with {weight} (n, k) = ({n}, {k}); cost in cycles of a call, averaged over 1, 16 and 128 rows"
+    yield f"kernels for a layer with {weight} (n, k) = ({n}, {k}); cost in cycles, averaged over 1, 16 and 128 rows"
     header = ("kernel", "needs", "cost", "")
     rows = [_row(kernel, chosen) for kernel in table]
     lines = text_table.lines([header, *rows], right=(2,))
