@@ -10,6 +10,9 @@ constexpr int64_t kTileSums = 8 * 1024;
 // takes the one that calls.
 constexpr double kRegionCycles = 3000;
 constexpr double kThreadCycles = 200;
+// Of the second of two regions that follow each other at once: its threads are awake.
+constexpr double kAwakeRegionCycles = 1500;
+constexpr double kAwakeThreadCycles = 50;
 
 double quickest_share(double cycles, int64_t pieces, int64_t threads) {
     return cycles * static_cast<double>(divide_up(pieces, std::min(threads, pieces))) / static_cast<double>(pieces);
@@ -33,7 +36,8 @@ Team choose_team(const Work& work, int64_t threads) {
     const double alone = work.quantize + work.multiply;
     const double region = region_cycles(threads);
     const double one_region = work.quantize + quickest_share(work.multiply, work.multiply_pieces, threads) + region;
-    const double saved = work.quantize - quickest_share(work.quantize, work.quantize_pieces, threads) - region;
+    const double second = kAwakeRegionCycles + kAwakeThreadCycles * static_cast<double>(threads);
+    const double saved = work.quantize - quickest_share(work.quantize, work.quantize_pieces, threads) - second;
     const double both = saved > 0 ? one_region - saved : one_region;
     if (alone <= both) return {1, 1};
     return {saved > 0 ? quantize : 1, multiply};

@@ -8,9 +8,9 @@ namespace ao_arm {
 namespace {
 
 // Modelled on Neoverse V1, float32: finding a row's range and quantizing it.
-constexpr double kCyclesPerFloat = 0.6;
-constexpr double kCyclesPerByte = 0.15;
-constexpr double kCyclesPerRow = 120;
+constexpr double kCyclesPerFloat = 0.42;
+constexpr double kCyclesPerByte = 0.1;
+constexpr double kCyclesPerRow = 50;
 
 bool has_own_scales(const Linear& layer) {
     return layer.activation_scale == ActivationScale::kPerToken ||
