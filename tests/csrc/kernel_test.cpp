@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <thread>
 
@@ -57,8 +58,9 @@ Parallel own_threads(int threads) {
 
 bool run(const Linear& layer, int threads) {
     const LinearCall call(layer, own_threads(threads), {threads, threads});
-    std::vector<uint8_t> scratch(call.scratch_bytes() + 64);
-    return call.run(reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<int64_t>(scratch.data()), 64)));
+    // Not set to zeros, as a caller's is not.
+    const std::unique_ptr<uint8_t[]> scratch(new uint8_t[call.scratch_bytes() + 64]);
+    return call.run(reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<int64_t>(scratch.get()), 64)));
 }
 
 std::string open(const std::vector<uint8_t>& packed, Scheme scheme, PackedWeight* weight) {
@@ -67,7 +69,7 @@ std::string open(const std::vector<uint8_t>& packed, Scheme scheme, PackedWeight
 
 }  // namespace ao_arm
 
-// Instead of the standard ones.
+// Instead of the standard ones, of which those for arrays call these.
 void* operator new(size_t bytes) {
     void* memory = ao_arm::memory_is_left() ? std::malloc(bytes) : nullptr;
     if (memory == nullptr) throw std::bad_alloc();
