@@ -133,10 +133,10 @@ def linear_qta8a_qga4w(
     packed_weight: Tensor,
     n: int,
     bias: Tensor | None,
-    act_scale: Tensor | None,
-    act_zero_point: Tensor | None,
-    output_min: float | None,
-    output_max: float | None,
+    act_scale: Tensor | None = None,
+    act_zero_point: Tensor | None = None,
+    output_min: float | None = None,
+    output_max: float | None = None,
 ) -> Tensor:
     if input.dtype not in (*FLOATS, torch.int8):
         raise ValueError(f"input must be float32, bfloat16, float16 or int8, not {input.dtype}")

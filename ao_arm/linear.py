@@ -58,9 +58,7 @@ def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> T
         input = (input * weight.act_pre_scale).to(input.dtype)
     try:
         if weight.weight_scale is None:
-            return _linear_qta8a_qga4w(
-                input, weight.packed_weight, weight.weight_shape[0], bias, None, None, None, None
-            )
+            return _linear_qta8a_qga4w(input, weight.packed_weight, weight.weight_shape[0], bias)
         if weight.act_scale is None or weight.act_zero_point is None:
             return _linear_int8_dynamic(
                 input, weight.packed_weight, weight.weight_scale, bias, weight._symmetric, weight._per_token

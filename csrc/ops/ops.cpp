@@ -17,8 +17,8 @@ STABLE_TORCH_LIBRARY(ao_arm, library) {
     library.def("pack_int8(Tensor qdata, str kernel) -> Tensor");
     library.def("unpack_int8(Tensor packed_weight, int n, int k) -> Tensor");
     library.def(
-        "linear_qta8a_qga4w(Tensor input, Tensor packed_weight, int n, Tensor? bias, Tensor? act_scale, "
-        "Tensor? act_zero_point, float? output_min, float? output_max) -> Tensor");
+        "linear_qta8a_qga4w(Tensor input, Tensor packed_weight, int n, Tensor? bias, Tensor? act_scale=None, "
+        "Tensor? act_zero_point=None, float? output_min=None, float? output_max=None) -> Tensor");
     library.def("pack_int4(Tensor qdata, Tensor scale, Tensor? zero_point, str kernel) -> Tensor");
     library.def(
         "unpack_int4(Tensor packed_weight, int n, int k, int group_size, bool float_scales, bool zero_points) -> "

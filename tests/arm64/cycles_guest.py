@@ -154,7 +154,7 @@ def ours_int4(x: Tensor, weight: Tensor, bias: Tensor, group: int, kernel: str =
         return None
     packed = _ops.pack_int4(*in_groups(weight, group), None, kernel)
     op = _ops.linear_qta8a_qga4w
-    return lambda: op(x, packed, n, bias, None, None, None, None)
+    return lambda: op(x, packed, n, bias)
 
 
 def kleidiai_int4(x: Tensor, weight: Tensor, bias: Tensor) -> Call | None:
