@@ -87,8 +87,8 @@ struct Team {
     int64_t multiply;
 };
 
-// The quickest way by the estimate: all on the caller's thread, or the multiplication or both on the team. The first use
-// of the team costs region_cycles, a second one at once after it less.
+// The quickest way by the estimate: all on the caller's thread, or the multiplication or both on the team. The first
+// use of the team costs region_cycles, a second one at once after it less.
 Team choose_team(const Work& work, int64_t threads);
 
 // Estimated cycles until all threads of a team have begun and all have come back: more, the more there are.
