@@ -1,4 +1,4 @@
-// The architecture that this library is built for. All rows of the kernel tables stay on all of them, to say so.
+// The architecture that this library is built for. All entries of the kernel table stay on all of them, to say so.
 #pragma once
 
 #include "core/problem.h"

@@ -6,8 +6,8 @@ namespace {
 // Of a tile, 4 bytes each: half of a Neoverse core's first-level cache.
 constexpr int64_t kTileSums = 8 * 1024;
 
-// Measured on two idle cores of x86 (some 6,000 cycles for a team of two), and growing by what waking one more thread
-// takes the one that calls.
+// Estimates, not measured: beginning and ending a region, and what each thread adds to that. They only have to be of
+// the right size, as work that is near the threshold takes about as long either way.
 constexpr double kRegionCycles = 3000;
 constexpr double kThreadCycles = 200;
 // Of the second of two regions that follow each other at once: its threads are awake.

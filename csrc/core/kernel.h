@@ -102,10 +102,11 @@ struct Kernel {
     float (*unit)(const Problem& problem);
 };
 
-// An entry for a kernel that is not in this build. It stays in the table to say why: `reject_reasons`.
-constexpr Kernel missing_kernel(const char* id, const char* summary, Scheme scheme, uint32_t features,
-                                void (*reject_reasons)(const Problem&, std::vector<std::string>&),
-                                double (*cost)(const Problem&, int64_t, const CpuFeatures&) = nullptr) {
+// An entry that has its name and its reasons only. One for a kernel that is not in this build stays like that, to say
+// why; others go on from it.
+constexpr Kernel named_kernel(const char* id, const char* summary, Scheme scheme, uint32_t features,
+                              void (*reject_reasons)(const Problem&, std::vector<std::string>&),
+                              double (*cost)(const Problem&, int64_t, const CpuFeatures&) = nullptr) {
     Kernel kernel = {};
     kernel.id = id;
     kernel.summary = summary;

@@ -142,7 +142,7 @@ void reject(const Problem& problem, std::vector<std::string>& reasons) {
 std::atomic<int> trial{0};
 
 constexpr Kernel acl() {
-    Kernel kernel = missing_kernel(kId, kSummary, Scheme::kInt8, kNoFeature, reject, cost);
+    Kernel kernel = named_kernel(kId, kSummary, Scheme::kInt8, kNoFeature, reject, cost);
     kernel.packing_format = packing_format;
     kernel.column_step = kColumns;
     kernel.block_bytes = block_bytes;
@@ -172,9 +172,9 @@ void reject_missing(const Problem& problem, std::vector<std::string>& reasons) {
 }
 
 #if defined(__aarch64__)
-const Kernel kAcl = missing_kernel(kId, kSummary, Scheme::kInt8, kNoFeature, reject_missing, cost);
+const Kernel kAcl = named_kernel(kId, kSummary, Scheme::kInt8, kNoFeature, reject_missing, cost);
 #else
-const Kernel kAcl = missing_kernel(kId, kSummary, Scheme::kInt8, kNoFeature, reject_missing);
+const Kernel kAcl = named_kernel(kId, kSummary, Scheme::kInt8, kNoFeature, reject_missing);
 #endif
 
 #endif

@@ -228,7 +228,7 @@ std::atomic<int> trial{0};
 template <class Pair>
 constexpr Kernel kleidiai(const char* id, const char* summary) {
     const uint32_t features = Pair::kDepth == 8 ? kDotprod | kI8mm : kDotprod;
-    Kernel kernel = missing_kernel(id, summary, Scheme::kInt4, features, Pair::kBuilt ? reject<Pair> : reject_missing);
+    Kernel kernel = named_kernel(id, summary, Scheme::kInt4, features, Pair::kBuilt ? reject<Pair> : reject_missing);
     if (!Pair::kBuilt) return kernel;
     kernel.cost = cost<Pair>;
     kernel.packing_format = packing_format<Pair>;

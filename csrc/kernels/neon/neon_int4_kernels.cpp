@@ -74,7 +74,7 @@ float unit(const Problem& problem) { return problem.zero_points ? 1.0f : 0.0625f
 
 template <class Set, int kMacsPerCycle, int kGroupsPerCycle>
 constexpr Kernel neon(const char* id, const char* summary, uint32_t features, bool (*multiply)(const Multiplication&)) {
-    Kernel kernel = missing_kernel(id, summary, Scheme::kInt4, features, reject_elsewhere<Architecture::kAArch64>);
+    Kernel kernel = named_kernel(id, summary, Scheme::kInt4, features, reject_elsewhere<Architecture::kAArch64>);
     if (multiply == nullptr) return kernel;
     kernel.cost = cost<Set, kMacsPerCycle, kGroupsPerCycle>;
     kernel.packing_format = packing_format<Set>;

@@ -71,7 +71,7 @@ constexpr Multiply kDotprodMultiply = nullptr, kI8mmMultiply = nullptr;
 
 template <int64_t kStep, int kMacsPerCycle>
 constexpr Kernel neon(const char* id, const char* summary, uint32_t features, PackLhs pack_lhs, Multiply multiply) {
-    Kernel kernel = missing_kernel(id, summary, Scheme::kInt8, features, reject_elsewhere<Architecture::kAArch64>);
+    Kernel kernel = named_kernel(id, summary, Scheme::kInt8, features, reject_elsewhere<Architecture::kAArch64>);
     if (multiply == nullptr) return kernel;
     kernel.cost = cost<kStep, kMacsPerCycle>;
     kernel.packing_format = packing_format<kStep>;

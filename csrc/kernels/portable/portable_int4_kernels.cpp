@@ -43,7 +43,7 @@ template <int kMacsPerCycle>
 constexpr Kernel portable(const char* id, const char* summary, uint32_t features,
                           void (*reject)(const Problem&, std::vector<std::string>&),
                           bool (*multiply)(const Multiplication&)) {
-    Kernel kernel = missing_kernel(id, summary, Scheme::kInt4, features, reject);
+    Kernel kernel = named_kernel(id, summary, Scheme::kInt4, features, reject);
     if (multiply == nullptr) return kernel;
     kernel.cost = cost<kMacsPerCycle>;
     kernel.packing_format = packing_format;

@@ -55,7 +55,7 @@ int64_t lhs_bytes(const Problem& problem) {
 template <int kMacsPerCycle>
 constexpr Kernel portable(const char* id, const char* summary, uint32_t features,
                           void (*reject)(const Problem&, std::vector<std::string>&), const Functions& functions) {
-    Kernel kernel = missing_kernel(id, summary, Scheme::kInt8, features, reject);
+    Kernel kernel = named_kernel(id, summary, Scheme::kInt8, features, reject);
     if (functions.multiply == nullptr) return kernel;
     kernel.cost = cost<kMacsPerCycle>;
     kernel.packing_format = packing_format;
