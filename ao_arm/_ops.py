@@ -48,10 +48,10 @@ def _op(fake: Callable[_P, _T]) -> Callable[_P, _T]:
     return op
 
 
-def _check_devices(input: Tensor, others: dict[str, Tensor | None]) -> None:
+def _check_devices(input: Tensor, others: dict[str, Tensor | None], called: str = "input") -> None:
     for name, tensor in others.items():
         if tensor is not None and tensor.device != input.device:
-            raise ValueError(f"input is on {input.device} but {name} is on {tensor.device}; move them together")
+            raise ValueError(f"{called} is on {input.device} but {name} is on {tensor.device}; move them together")
 
 
 @_op
@@ -62,6 +62,31 @@ def linear_int8_dynamic(
         raise ValueError(f"input must be float32, bfloat16 or float16, not {input.dtype}")
     _check_devices(input, {"packed_weight": packed_weight, "weight_scale": weight_scale, "bias": bias})
     return input.new_empty((*input.shape[:-1], weight_scale.shape[0]))
+
+
+@_op
+def linear_int8_quantized(
+    qdata: Tensor,
+    act_scale: Tensor,
+    act_zero_point: Tensor | None,
+    packed_weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    output_dtype: torch.dtype,
+) -> Tensor:
+    if qdata.dtype != torch.int8:
+        raise ValueError(f"qdata must be int8, not {qdata.dtype}")
+    if output_dtype not in FLOATS:
+        raise ValueError(f"output_dtype must be float32, bfloat16 or float16, not {output_dtype}")
+    others = {
+        "act_scale": act_scale,
+        "act_zero_point": act_zero_point,
+        "packed_weight": packed_weight,
+        "weight_scale": weight_scale,
+        "bias": bias,
+    }
+    _check_devices(qdata, others, "qdata")
+    return qdata.new_empty((*qdata.shape[:-1], weight_scale.shape[0]), dtype=output_dtype)
 
 
 @_op

@@ -72,12 +72,52 @@ def linear_int8_dynamic(
         (..., n) of the input's dtype; NaN for tokens that hold a NaN or an infinity.
     """
     rows = input.reshape(-1, input.shape[-1])
-    q, scale, zero_point = quantize_activations(rows, symmetric, per_token)
-    accumulators = matmul_int8(q, qdata) - zero_point * qdata.sum(dim=1, dtype=torch.int32)
-    output = (scale * weight_scale) * accumulators.float()
+    tokens = quantize_activations(rows, symmetric, per_token)
+    return _scaled_products(*tokens, qdata, weight_scale, bias, input.dtype, input.shape)
+
+
+def linear_int8_quantized(
+    qdata: Tensor,
+    act_scale: Tensor,
+    act_zero_point: Tensor | None,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    output_dtype: torch.dtype,
+) -> Tensor:
+    """What ``linear_int8_dynamic`` computes after ``quantize_activations``: activations that are quantized already.
+
+    Args:
+        qdata: (..., k) int8, the activations.
+        act_scale: float32, one for each token in any shape of as many elements, or one for all; not finite: NaN.
+        act_zero_point: int8 or int32 in [-128, 127], of as many elements; None for zeros.
+        weight: (n, k) int8.
+        weight_scale: (n,) float32.
+        bias: (n,) float32, bfloat16 or float16, or None.
+        output_dtype: float32, bfloat16 or float16.
+
+    Returns:
+        (..., n) of the output dtype; NaN for tokens whose scale is not finite.
+    """
+    tokens = _quantized_tokens(qdata.reshape(-1, qdata.shape[-1]), act_scale, act_zero_point)
+    return _scaled_products(*tokens, weight, weight_scale, bias, output_dtype, qdata.shape)
+
+
+def _scaled_products(
+    q: Tensor,
+    token_scale: Tensor,
+    zero_point: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    input_shape: torch.Size,
+) -> Tensor:
+    accumulators = matmul_int8(q, weight) - zero_point * weight.sum(dim=1, dtype=torch.int32)
+    output = (token_scale * weight_scale) * accumulators.float()
     if bias is not None:
         output = output + bias.float()
-    return output.to(input.dtype).reshape(*input.shape[:-1], qdata.shape[0])
+    return output.to(dtype).reshape(*input_shape[:-1], weight.shape[0])
 
 
 def quantize_static(input: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -182,12 +222,14 @@ def linear_qta8a_qga4w(
         scale: (n, k / group_size), bfloat16 or float32.
         zero_point: (n, k / group_size) int8 in [-8, 7], or None for zeros.
         bias: (n,) of any of the three dtypes, or None.
-        act_scale: float32, one for each token; chosen as by ``quantize_activations``, asymmetric, if None.
-        act_zero_point: int32 in [-128, 127], one for each token; None for zeros. Only with ``act_scale``.
+        act_scale: float32, one for each token in any shape of as many elements, or one for all; chosen as by
+            ``quantize_activations``, asymmetric, if None.
+        act_zero_point: int8 or int32 in [-128, 127], likewise; None for zeros. Only with ``act_scale``.
         output_min, output_max: bounds of the output, or None.
 
     Returns:
-        (..., n) of the input's dtype, float32 for int8; NaN for tokens that hold a NaN or an infinity.
+        (..., n) of the input's dtype, float32 for int8; NaN for tokens that hold a NaN or an infinity, or
+        whose scale is one of these.
     """
     rows = input.reshape(-1, input.shape[-1])
     q, token_scale, token_zero = _quantized_tokens(rows, act_scale, act_zero_point)
@@ -235,11 +277,15 @@ def _quantized_tokens(
     """int8 values (m, k), float32 scales (m, 1), int32 zero points (m, 1)."""
     if act_scale is None:
         return quantize_activations(rows, symmetric=False)
-    scale = act_scale.reshape(-1, 1)
-    zero_point = torch.zeros_like(scale) if act_zero_point is None else act_zero_point.reshape(-1, 1).float()
+    tokens = (rows.shape[0], 1)
+    scale = act_scale.reshape(-1, 1).expand(tokens)
+    scale = torch.where(scale.isfinite(), scale, torch.full_like(scale, torch.nan))
+    zero_point = (torch.zeros(1) if act_zero_point is None else act_zero_point).reshape(-1, 1).expand(tokens).float()
     if rows.dtype == torch.int8:
         return rows, scale, zero_point.to(torch.int32)
-    finite = rows.isfinite().all(dim=1, keepdim=True)
-    x = torch.where(finite, rows, torch.zeros_like(rows)).float()
-    q = (torch.round(x * (1.0 / scale)) + zero_point).clamp(-128, 127).to(torch.int8)
-    return q, torch.where(finite, scale, torch.full_like(scale, torch.nan)), zero_point.to(torch.int32)
+    scale = torch.where(rows.isfinite().all(dim=1, keepdim=True), scale, torch.full_like(scale, torch.nan))
+    known = scale.isfinite()
+    x = torch.where(known, rows, torch.zeros_like(rows)).float()
+    inverse = torch.where(known, 1.0 / scale, torch.zeros_like(scale))
+    q = (torch.round(x * inverse) + zero_point).clamp(-128, 127).to(torch.int8)
+    return q, scale, zero_point.to(torch.int32)

@@ -283,7 +283,7 @@ WRONG_LINEAR = {
     "another n": (dict(n=8), r"n = 8 is not that of the packed weight, which has shape \(7, 64\)"),
     "int8 without scales": (dict(input=torch.ones(5, 64, dtype=torch.int8)), "int8 input needs act_scale"),
     "zero points without scales": (dict(act_zero_point=torch.zeros(5, dtype=torch.int32)), "without act_scale"),
-    "scales of another length": (dict(act_scale=torch.ones(4)), "one element for each of the 5 tokens"),
+    "scales of another length": (dict(act_scale=torch.ones(4)), "one element for each of the 5 tokens, or one for all"),
     "scales of another dtype": (dict(act_scale=torch.ones(5).double()), "act_scale must be float32"),
     "zero points out of range": (
         dict(act_scale=torch.ones(5), act_zero_point=torch.full((5,), 128, dtype=torch.int32)),

@@ -11,12 +11,12 @@ namespace ao_arm {
 namespace {
 
 // What all int8 layers check alike; `layer` still lacks what is particular to one.
-Linear checked_layer(const Tensor& input, const Tensor& packed_weight, const Tensor& weight_scale,
-                     const std::optional<Tensor>& bias) {
+Linear checked_layer(const Tensor& input, const char* input_name, const Tensor& packed_weight,
+                     const Tensor& weight_scale, const std::optional<Tensor>& bias) {
     Linear layer{};
     layer.weight = opened(packed_weight, Scheme::kInt8);
     const int64_t n = layer.weight.problem.n, k = layer.weight.problem.k;
-    layer.m = checked_rows(input, n, k);
+    layer.m = checked_rows(input, input_name, n, k);
     check_type(weight_scale, ScalarType::Float, "weight_scale", "float32");
     if (weight_scale.numel() != n)
         fail("weight_scale must have one element for each of the " + std::to_string(n) + " output channels");
@@ -56,11 +56,23 @@ Quantization checked_quantization(const Tensor& scale, const Tensor& zero_point,
 
 Tensor linear_int8_dynamic(const Tensor& input, const Tensor& packed_weight, const Tensor& weight_scale,
                            const std::optional<Tensor>& bias, bool symmetric, bool per_token) {
-    Linear layer = checked_layer(input, packed_weight, weight_scale, bias);
+    Linear layer = checked_layer(input, "input", packed_weight, weight_scale, bias);
     layer.input_dtype = checked_float(input, "input");
     layer.activation_scale = per_token ? ActivationScale::kPerToken : ActivationScale::kPerTensor;
     layer.activation_symmetric = symmetric;
     return run_layer(layer, input, bias, input.scalar_type());
+}
+
+Tensor linear_int8_quantized(const Tensor& qdata, const Tensor& act_scale, const std::optional<Tensor>& act_zero_point,
+                             const Tensor& packed_weight, const Tensor& weight_scale, const std::optional<Tensor>& bias,
+                             ScalarType output_dtype) {
+    Linear layer = checked_layer(qdata, "qdata", packed_weight, weight_scale, bias);
+    if (qdata.scalar_type() != ScalarType::Char) fail("qdata must be int8, not " + type_name(qdata));
+    check_float_output(output_dtype, "");
+    layer.input_dtype = DType::kInt8;
+    const GivenTokens tokens = given_tokens(act_scale, act_zero_point, layer.m);
+    tokens.lend_to(&layer);
+    return run_layer(layer, qdata, bias, output_dtype);
 }
 
 Tensor linear_int8_static(const Tensor& input, const Tensor& packed_weight, const Tensor& weight_scale,
@@ -68,7 +80,7 @@ Tensor linear_int8_static(const Tensor& input, const Tensor& packed_weight, cons
                           const std::optional<Tensor>& output_scale, const std::optional<Tensor>& output_zero_point,
                           std::optional<ScalarType> output_dtype, std::optional<double> output_min,
                           std::optional<double> output_max) {
-    Linear layer = checked_layer(input, packed_weight, weight_scale, bias);
+    Linear layer = checked_layer(input, "input", packed_weight, weight_scale, bias);
     layer.activation_scale = ActivationScale::kStatic;
     const Quantization given = checked_quantization(input_scale, input_zero_point, "input");
     const std::optional<DType> input_dtype = dtype_of(input.scalar_type());
@@ -91,9 +103,7 @@ Tensor linear_int8_static(const Tensor& input, const Tensor& packed_weight, cons
         layer.output_zero_point = wanted.zero_point;
     } else if (output_dtype) {
         output_type = *output_dtype;
-        if (output_type != ScalarType::Float && output_type != ScalarType::BFloat16 && output_type != ScalarType::Half)
-            fail(std::string("output_dtype must be float32, bfloat16 or float16 without output_scale, not ") +
-                 torch::headeronly::toString(output_type));
+        check_float_output(output_type, " without output_scale");
     }
     const Bounds bounds = checked_bounds(output_min, output_max);
     layer.least = bounds.least;

@@ -49,12 +49,19 @@ DType checked_float(const Tensor& tensor, const char* name) {
     return *dtype;
 }
 
-int64_t checked_rows(const Tensor& input, int64_t n, int64_t k) {
-    check_cpu(input, "input");
+void check_float_output(ScalarType type, const char* where) {
+    const std::optional<DType> dtype = dtype_of(type);
+    if (!dtype || !is_float(*dtype))
+        fail(std::string("output_dtype must be float32, bfloat16 or float16") + where + ", not " +
+             torch::headeronly::toString(type));
+}
+
+int64_t checked_rows(const Tensor& input, const char* name, int64_t n, int64_t k) {
+    check_cpu(input, name);
     const int64_t dims = input.dim();
     if (dims < 1 || input.size(dims - 1) != k)
-        fail("input of shape " + shape_of(input) + " does not fit a weight of shape (" + std::to_string(n) + ", " +
-             std::to_string(k) + "): its last dimension must be " + std::to_string(k));
+        fail(std::string(name) + " of shape " + shape_of(input) + " does not fit a weight of shape (" +
+             std::to_string(n) + ", " + std::to_string(k) + "): its last dimension must be " + std::to_string(k));
     return input.numel() / k;
 }
 

@@ -35,8 +35,11 @@ void check_type(const Tensor& tensor, ScalarType type, const char* name, const c
 
 DType checked_float(const Tensor& tensor, const char* name);
 
-// The number of rows of an input for a weight of shape (n, k).
-int64_t checked_rows(const Tensor& input, int64_t n, int64_t k);
+// That outputs can be of this type, float32, bfloat16 or float16; the message ends as the caller says.
+void check_float_output(ScalarType type, const char* where);
+
+// The number of rows of an input, which messages call `name`, for a weight of shape (n, k).
+int64_t checked_rows(const Tensor& input, const char* name, int64_t n, int64_t k);
 
 // The type of a bias of n elements; that of none is of no use.
 DType checked_bias(const std::optional<Tensor>& bias, int64_t n);

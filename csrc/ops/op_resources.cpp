@@ -38,6 +38,21 @@ uint8_t* thread_scratch(int64_t bytes) {
     return buffer.memory;
 }
 
+// The elements of a tensor that has one for each of m tokens or one for all, each as a T.
+template <class Element, class T>
+std::vector<T> for_each_token(const Tensor& tensor, int64_t m) {
+    const Tensor elements = as_contiguous(tensor);
+    const auto* data = static_cast<const Element*>(elements.const_data_ptr());
+    return elements.numel() == m ? std::vector<T>(data, data + m) : std::vector<T>(m, static_cast<T>(*data));
+}
+
+void check_count(const Tensor& tensor, int64_t m, const char* name) {
+    check_cpu(tensor, name);
+    if (tensor.numel() != m && tensor.numel() != 1)
+        fail(std::string(name) + " of shape " + shape_of(tensor) + " must have one element for each of the " +
+             std::to_string(m) + " tokens, or one for all");
+}
+
 // torch's threads, as many as torch.set_num_threads allows now.
 Parallel torch_threads() {
     return Parallel(static_cast<int>(torch::stable::get_num_threads()),
@@ -81,6 +96,34 @@ Tensor as_contiguous(const Tensor& tensor) {
 
 std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
     return tensor ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
+}
+
+void GivenTokens::lend_to(Linear* layer) const {
+    layer->activation_scale = ActivationScale::kGiven;
+    layer->token_scale = scale.data();
+    layer->token_zero_point = zero_point.empty() ? nullptr : zero_point.data();
+}
+
+GivenTokens given_tokens(const Tensor& act_scale, const std::optional<Tensor>& act_zero_point, int64_t m) {
+    check_count(act_scale, m, "act_scale");
+    if (act_scale.scalar_type() != ScalarType::Float) fail("act_scale must be float32, not " + type_name(act_scale));
+    GivenTokens tokens = {for_each_token<float, float>(act_scale, m), {}};
+    if (!act_zero_point) return tokens;
+    check_count(*act_zero_point, m, "act_zero_point");
+    if (act_zero_point->scalar_type() == ScalarType::Char)
+        tokens.zero_point = for_each_token<int8_t, int32_t>(*act_zero_point, m);
+    else if (act_zero_point->scalar_type() == ScalarType::Int)
+        tokens.zero_point = for_each_token<int32_t, int32_t>(*act_zero_point, m);
+    else
+        fail("act_zero_point must be int8 or int32, not " + type_name(*act_zero_point));
+    bool zeros = true;
+    for (const int32_t zero_point : tokens.zero_point) {
+        if (zero_point < -128 || zero_point > 127)
+            fail("act_zero_point must lie in [-128, 127], but holds " + std::to_string(zero_point));
+        zeros &= zero_point == 0;
+    }
+    if (zeros) tokens.zero_point.clear();
+    return tokens;
 }
 
 Tensor run_layer(Linear& layer, const Tensor& input, const std::optional<Tensor>& bias, ScalarType output_type) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "layer/linear.h"
 #include "ops/op_arguments.h"
@@ -20,6 +21,19 @@ Tensor empty_output(const Tensor& input, int64_t n, ScalarType type);
 // The tensor, or a copy of it.
 Tensor as_contiguous(const Tensor& tensor);
 std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor);
+
+// What a caller gives of quantized activations, as the driver takes it: one for each token.
+struct GivenTokens {
+    std::vector<float> scale;
+    std::vector<int32_t> zero_point;  // empty if all are 0
+
+    // The layer borrows both.
+    void lend_to(Linear* layer) const;
+};
+
+// Of m tokens, after checking them. Each tensor has one element for each token or one for all, in any arrangement:
+// scales float32, zero points int8 or int32 in [-128, 127]. Without zero points all are 0.
+GivenTokens given_tokens(const Tensor& act_scale, const std::optional<Tensor>& act_zero_point, int64_t m);
 
 // Runs a layer whose input and bias are these and whose output has n columns more than the input has dimensions before
 // its last, on torch's threads. `layer` lacks these three, and m rows are those of the input.

@@ -9,6 +9,9 @@ STABLE_TORCH_LIBRARY(ao_arm, library) {
         "linear_int8_dynamic(Tensor input, Tensor packed_weight, Tensor weight_scale, Tensor? bias, bool symmetric, "
         "bool per_token) -> Tensor");
     library.def(
+        "linear_int8_quantized(Tensor qdata, Tensor act_scale, Tensor? act_zero_point, Tensor packed_weight, "
+        "Tensor weight_scale, Tensor? bias, ScalarType output_dtype) -> Tensor");
+    library.def(
         "linear_int8_static(Tensor input, Tensor packed_weight, Tensor weight_scale, Tensor? bias, Tensor input_scale, "
         "Tensor input_zero_point, Tensor? output_scale=None, Tensor? output_zero_point=None, "
         "ScalarType? output_dtype=None, float? output_min=None, float? output_max=None) -> Tensor");
@@ -37,6 +40,7 @@ STABLE_TORCH_LIBRARY(ao_arm, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(ao_arm, CPU, library) {
     library.impl("linear_int8_dynamic", TORCH_BOX(&ao_arm::linear_int8_dynamic));
+    library.impl("linear_int8_quantized", TORCH_BOX(&ao_arm::linear_int8_quantized));
     library.impl("linear_int8_static", TORCH_BOX(&ao_arm::linear_int8_static));
     library.impl("matmul_int8", TORCH_BOX(&ao_arm::matmul_int8));
     library.impl("quantize_activations", TORCH_BOX(&ao_arm::quantize_activations));

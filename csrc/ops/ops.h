@@ -18,6 +18,9 @@ using torch::stable::Tensor;
 
 Tensor linear_int8_dynamic(const Tensor& input, const Tensor& packed_weight, const Tensor& weight_scale,
                            const std::optional<Tensor>& bias, bool symmetric, bool per_token);
+Tensor linear_int8_quantized(const Tensor& qdata, const Tensor& act_scale, const std::optional<Tensor>& act_zero_point,
+                             const Tensor& packed_weight, const Tensor& weight_scale, const std::optional<Tensor>& bias,
+                             ScalarType output_dtype);
 Tensor linear_int8_static(const Tensor& input, const Tensor& packed_weight, const Tensor& weight_scale,
                           const std::optional<Tensor>& bias, const Tensor& input_scale, const Tensor& input_zero_point,
                           const std::optional<Tensor>& output_scale, const std::optional<Tensor>& output_zero_point,
