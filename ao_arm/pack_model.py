@@ -75,8 +75,8 @@ def pack_(model: torch.nn.Module) -> PackReport:
 
     Linear layers with torchao's ``Int8Tensor``, ``IntxUnpackedToInt8Tensor`` and, up to torchao 0.17,
     ``LinearActivationQuantizedTensor`` get a packed weight of the same integers and scales, as ``quantize_`` with
-    ao_arm's configurations puts one there. torch.ao's eager ``nn.quantized.dynamic.Linear``, ``nn.quantized.Linear`` and
-    their forms with a ReLU are replaced by modules with the same inputs and outputs. Activations are quantized to
+    ao_arm's configurations puts one there. torch.ao's eager ``nn.quantized.dynamic.Linear``, ``nn.quantized.Linear``
+    and their forms with a ReLU are replaced by modules with the same inputs and outputs. Activations are quantized to
     the same integers as before, and outputs differ by the rounding of floats only, those that are quantized by at most
     one step; where that is not so, the report has a note.
 
