@@ -16,10 +16,9 @@ from torchao.quantization import quant_api
 from torchao.quantization.granularity import PerRow, PerTensor
 from torchao.quantization.quant_primitives import MappingType
 
-from . import kernels
 from .affine_quantized import packed_weight_of
 from .layout import ACLPackedLayout
-from .packing import problem_of
+from .packing import select_kernel
 from .plain import check_activations, checked
 from .tensor import ACLPackedTensor
 
@@ -55,8 +54,7 @@ class StockWeight:
         """Raises what ``packed`` would, without packing."""
         plain, layout = checked(self.data, self.scale, self.zero_point, self.layout, self.dtype)
         check_activations(layout, self.act_scale, self.act_zero_point)
-        n, k = plain.qdata.shape
-        kernels.select(*problem_of(n, k, layout))
+        select_kernel(plain, layout)
 
     def packed(self) -> ACLPackedTensor:
         """The same integers and scales, packed; shares no memory with the stock weight.
@@ -103,10 +101,12 @@ def _copied(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().clone()
 
 
-def _in_float32(*dtypes: torch.dtype) -> str:
-    """A note on stock arithmetic in one of these dtypes; nothing if they are all float32."""
-    narrow = next((str(dtype).removeprefix("torch.") for dtype in dtypes if dtype != torch.float32), None)
-    return (narrow and f"activations are quantized in float32, which is more accurate than in {narrow} as before") or ""
+def _in_float32(dtype: torch.dtype) -> str:
+    """A note on activations that torchao quantizes in this dtype; nothing if it is float32, as ours is."""
+    if dtype == torch.float32:
+        return ""
+    name = str(dtype).removeprefix("torch.")
+    return f"activations are quantized in float32, not in {name} as before: other integers, no larger an error"
 
 
 # --- Int8Tensor ---
@@ -130,8 +130,8 @@ def _read_int8(weight: Any) -> StockWeight:
     act_scale, act_zero_point = weight.act_quant_scale, getattr(weight, "act_quant_zero_point", None)
     if act_scale is None:
         layout = ACLPackedLayout(mapping, _granularity(quantization.granularity))
-        narrow = weight.dtype if mapping == "asymmetric" else _activation_scale_dtype(weight.dtype)
-        note = _in_float32(narrow)
+        # In what is narrower than float32, torchao rounds the range, or the scale as well.
+        note = _in_float32(weight.dtype if mapping == "asymmetric" else _activation_scale_dtype(weight.dtype))
     else:
         layout = ACLPackedLayout(mapping, "per_tensor", scheme="int8_static")
         act_scale, act_zero_point, note = _static(mapping, act_scale, act_zero_point)

@@ -49,12 +49,8 @@ class Way:
     exact_in_bfloat16: bool = False
 
 
-def float_layer(n: int, k: int, dtype: torch.dtype = torch.float32, least: int = -127, bias: bool = True) -> nn.Linear:
-    """A layer of which int8 weights reach down to -127, or to -128 in each row."""
-    layer = nn.Linear(k, n, bias=bias).eval().requires_grad_(False)
-    largest = layer.weight.gather(1, layer.weight.abs().argmax(dim=1, keepdim=True))
-    layer.weight.mul_(largest.sign() * (1 if least == -127 else -1))
-    return layer.to(dtype)
+def float_layer(n: int, k: int, dtype: torch.dtype = torch.float32, bias: bool = True) -> nn.Linear:
+    return nn.Linear(k, n, bias=bias, dtype=dtype).eval().requires_grad_(False)
 
 
 def by(config: Any) -> Quantize:

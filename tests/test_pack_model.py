@@ -30,6 +30,7 @@ pytestmark = pytest.mark.one_cpu
 EACH_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 INT8 = WAYS["Int8Tensor dynamic symmetric, per_token x per_channel"]
 INT4 = WAYS["Intx 4 bits asymmetric 32 None"]
+INT8_CONFIG = Int8DynamicActivationInt8WeightConfig(version=2)
 EACH_KIND = pytest.mark.parametrize("way", [INT8, INT4], ids=["int8", "int4"])
 
 
@@ -73,30 +74,32 @@ def test_float32_layers_give_what_they_gave(way: Way, bias: bool) -> None:
 @EACH_WAY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=cases.name_of)
 def test_narrow_layers_are_no_less_accurate_than_before(way: Way, dtype: torch.dtype) -> None:
-    """By the distance to the product of the same weights in float64; a note says where activations differ."""
+    """By the distance to the product of the same weights in float64; a note says where activations differ.
+
+    Where they do, it is by chance which of two integers beside a value is the better one: that evens out to some
+    thousandths.
+    """
     model = nn.Sequential(layer_by(way, dtype))
     layer = model[0]
-    inputs = torch.cat([x.reshape(-1, layer.in_features) for x in rows(layer, dtype) for _ in range(8)])
+    inputs = (torch.randn(512, layer.in_features) * 0.8 + 0.5).to(dtype)
     before = layer(inputs)
     (entry,) = pack_(model).taken
-    assert ("float32, which is more accurate" in entry.note) == (not way.exact_in_bfloat16)
+    assert ("quantized in float32, not in" in entry.note) == (not way.exact_in_bfloat16)
     weight = cases.packed_in(layer).plain().dequantized().double()
     exact = inputs.double() @ weight.t() + layer.bias.double()
     errors = [float((result.double() - exact).square().mean().sqrt()) for result in (layer(inputs), before)]
-    assert errors[0] <= errors[1] * (1.01 if way.note else 1.001), errors
+    assert errors[0] <= errors[1] * (1.001 if way.exact_in_bfloat16 else 1.05 if way.note else 1.01), errors
     assert layer(inputs).dtype == dtype
 
 
 @pytest.mark.skipif(not stock.HAS_FLOAT32_SCALES, reason="this torchao's scales are of the activations' dtype")
 @pytest.mark.parametrize(
-    ("mapping", "dtype"), product(MappingType.__members__.values(), cases.FLOATS), ids=lambda value: str(value)
+    ("mapping", "dtype"), list(product((stock.SYMMETRIC, stock.ASYMMETRIC), cases.FLOATS)), ids=str
 )
 def test_integers_of_activations_are_those_of_torchao(mapping: MappingType, dtype: torch.dtype) -> None:
     """For what has no note; of other layers the note says that they are not."""
     from torchao.quantization import Int8Tensor, PerRow
 
-    if mapping not in (MappingType.SYMMETRIC, MappingType.ASYMMETRIC):
-        pytest.skip("no mapping of activations")
     x = torch.cat([scale * torch.randn(64, 96) + shift for scale, shift in product((1e-3, 1.0, 50.0), (0.0, 3.0))])
     x = x.to(dtype)
     theirs = Int8Tensor.from_hp(x, PerRow(), mapping)
@@ -110,13 +113,13 @@ def test_integers_of_activations_are_those_of_torchao(mapping: MappingType, dtyp
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in WAYS if name.startswith("Int8Tensor")])
 def test_weights_of_minus_128(name: str) -> None:
-    """torchao writes them wherever a row's largest magnitude is negative."""
-    model = nn.Sequential(layer_by(WAYS[name], least=-128))
+    """torchao writes them where a row's largest magnitude is negative."""
+    model = nn.Sequential(layer_by(WAYS[name]))
     layer = model[0]
-    assert numbers_of(layer.weight).amin() == -128
+    layer.weight.qdata[::4] = -128
     before = [(x, output(layer, x)) for x in rows(layer)]
     assert pack_(model).left == ()
-    assert cases.packed_in(layer).qdata.amin() == -128
+    assert cases.packed_in(layer).qdata[::4].eq(-128).all()
     for x, expected in before:
         stock.assert_near(layer(x), expected, WAYS[name].tolerance, layer.bias, x.shape)
 
@@ -144,12 +147,9 @@ def test_smoothquant_by_its_configuration(dtype: torch.dtype) -> None:
     outliers[::16] = 60.0
     x = (torch.randn(64, 96) * outliers).to(dtype)
     for step in ("prepare", "convert"):
-        base = Int8DynamicActivationInt8WeightConfig(version=2)
-        quantize_(model, smoothquant.SmoothQuantConfig(base_config=base, step=step))
+        quantize_(model, smoothquant.SmoothQuantConfig(base_config=INT8_CONFIG, step=step))
         if step == "prepare":
             model(x)
-    # Which values are negative decides whether there is a -128; this is about the scale in front.
-    model[0].weight.qdata.clamp_(min=-127)
     before = model(x)
     assert pack_(model).left == ()
     assert cases.packed_in(model[0]).act_pre_scale is not None
@@ -159,13 +159,17 @@ def test_smoothquant_by_its_configuration(dtype: torch.dtype) -> None:
 # --- where weights are ---
 
 
+def square_by(way: Way) -> nn.Linear:
+    return layer_by(way, n=stock.K) if stock.is_grouped(way) else layer_by_config(INT8_CONFIG, stock.K)
+
+
 @torch.no_grad()
 @EACH_KIND
 def test_a_shared_weight_is_packed_once(way: Way) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.between, self.last = layer_by(way, n=stock.K), nn.ReLU(), layer_by(way, n=stock.K)
+            self.first, self.between, self.last = square_by(way), nn.ReLU(), square_by(way)
             self.last.weight = self.first.weight
             self.again = self.first
 
@@ -173,8 +177,6 @@ def test_a_shared_weight_is_packed_once(way: Way) -> None:
             result: Tensor = self.again(self.last(self.between(self.first(x))))
             return result
 
-    if not stock.is_grouped(way):  # a square one
-        way = replace(way, scheme="groups of all: " + way.scheme)
     model = Twice()
     x = torch.randn(5, stock.K)
     before = model(x)
@@ -188,14 +190,14 @@ def test_a_shared_weight_is_packed_once(way: Way) -> None:
 @torch.no_grad()
 @EACH_KIND
 def test_attention_runs_on_its_packed_out_proj(way: Way) -> None:
+    """Which it does not do on stock weights."""
     attention = nn.MultiheadAttention(stock.K, 4, batch_first=True).eval().requires_grad_(False)
-    with torch.no_grad():
-        attention.out_proj.weight.copy_(stock.float_layer(stock.K, stock.K).weight)
-    way.quantize(attention.out_proj)
+    attention.out_proj.weight = square_by(way).weight
     x = torch.randn(2, 3, stock.K)
-    before = attention(x, x, x)[0]
     assert [entry.name for entry in pack_(attention).taken] == ["out_proj"]
-    stock.assert_near(attention(x, x, x)[0], before, way.tolerance * 10)
+    actual, _ = attention(x, x, x)
+    attention.out_proj.weight = nn.Parameter(attention.out_proj.weight.dequantize(), requires_grad=False)
+    assert cases.sqnr(attention(x, x, x)[0], actual) > 30
 
 
 class Tied(nn.Module):
@@ -226,7 +228,7 @@ def test_a_head_tied_to_an_embedding_is_left() -> None:
 
 def in_projection() -> tuple[nn.Module, str]:
     attention = nn.MultiheadAttention(32, 4).requires_grad_(False)
-    attention.in_proj_weight = layer_by_config(Int8DynamicActivationInt8WeightConfig(version=2), 96, 32).weight
+    attention.in_proj_weight = layer_by_config(INT8_CONFIG, 96, 32).weight
     return attention, "in_proj_weight of MultiheadAttention"
 
 
@@ -384,7 +386,7 @@ def test_the_report_prints_a_table_with_reasons_and_notes() -> None:
     model = nn.ModuleDict(
         {
             "norm": nn.LayerNorm(4),
-            "float": nn.Linear(4, 4),
+            "unquantized": nn.Linear(4, 4),
             "int8": layer_by(INT8),
             **{f"layer{i}": copy.deepcopy(weight_only) for i in range(5)},
             "int4": layer_by(INT4, torch.bfloat16),
