@@ -243,6 +243,8 @@ def assert_near(
 ) -> None:
     """Within a share of the largest magnitude."""
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), case
+    if expected.numel() == 0:
+        return
     largest = float(expected.abs().amax()) + (0.0 if bias is None else float(bias.abs().amax()))
     error = float((actual.double() - expected.double()).abs().amax())
     assert error <= tolerance * largest, f"{case}: {error / largest} of the largest magnitude"
