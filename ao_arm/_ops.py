@@ -144,7 +144,8 @@ def quantize_activations(input: Tensor, symmetric: bool) -> tuple[Tensor, Tensor
 @_op
 def pack_int8(qdata: Tensor, kernel: str) -> Tensor:
     n, k = qdata.shape
-    return qdata.new_empty((call(packed_bytes, int(n), int(k), kernel),), dtype=torch.uint8)
+    # Of a named kernel, whether or not the values reach -128.
+    return qdata.new_empty((call(packed_bytes, int(n), int(k), kernel, False),), dtype=torch.uint8)
 
 
 @_op
@@ -193,9 +194,9 @@ def unpack_int4(
 
 # What is known of kernels and weights: texts, numbers and no tensors to trace.
 packed_weight_info: Callable[[Tensor], str] = torch.ops.ao_arm.packed_weight_info.default
-select_kernel: Callable[[int, int, str], str] = torch.ops.ao_arm.select_kernel.default
-packed_bytes: Callable[[int, int, str], int] = torch.ops.ao_arm.packed_bytes.default
-kernel_table: Callable[[int, int], str] = torch.ops.ao_arm.kernel_table.default
+select_kernel: Callable[[int, int, str, bool], str] = torch.ops.ao_arm.select_kernel.default
+packed_bytes: Callable[[int, int, str, bool], int] = torch.ops.ao_arm.packed_bytes.default
+kernel_table: Callable[[int, int, bool], str] = torch.ops.ao_arm.kernel_table.default
 select_kernel_int4: Callable[[int, int, int, bool, bool, str], str] = torch.ops.ao_arm.select_kernel_int4.default
 packed_bytes_int4: Callable[[int, int, int, bool, bool, str], int] = torch.ops.ao_arm.packed_bytes_int4.default
 kernel_table_int4: Callable[[int, int, int, bool, bool], str] = torch.ops.ao_arm.kernel_table_int4.default

@@ -131,7 +131,7 @@ def as_weight(packed: ACLPackedTensor) -> Tensor:
     if not HAS_AQT:
         return packed
     layout, (n, k) = packed.get_layout(), packed.weight_shape
-    least, greatest = (-8, 7) if layout.is_grouped else (-LARGEST, LARGEST)
+    least, greatest = (-8, 7) if layout.is_grouped else (-128 if packed.problem.full_range else -LARGEST, LARGEST)
     return ACLAffineQuantizedTensor(
         packed,
         (n if layout.weight_granularity == "per_tensor" else 1, layout.group_size or k),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
 import torch
 
-from . import _ops, kernels, text_table
+from . import kernels, text_table
 from .affine_quantized import packed_weight_of
 from .calibration import observer_of
 
@@ -63,7 +62,7 @@ def explain(model: torch.nn.Module) -> Explanation:
             full_name = f"{name}.{parameter_name}" if parameter_name != "weight" else name
             packed = packed_weight_of(parameter)
             if packed is not None:
-                info = json.loads(_ops.packed_weight_info(packed._bytes()))
+                info = packed._info()
                 rejected = {kernel.id: kernel.reasons for kernel in kernels.list(*packed.problem) if kernel.reasons}
                 shape, scheme, packing_format = packed.weight_shape, packed.scheme, info["packing_format"]
                 layers.append(LayerExplanation(full_name, shape, scheme, info["kernel"], packing_format, rejected))

@@ -45,6 +45,7 @@ class Problem(NamedTuple):
         group_size: of 4-bit weights; 0 for int8 weights.
         float_scales: whether the scales of groups are float32, and not bfloat16.
         zero_points: whether groups have zero points.
+        full_range: whether an int8 weight holds -128, which not every kernel multiplies exactly on every CPU.
     """
 
     n: int
@@ -52,14 +53,22 @@ class Problem(NamedTuple):
     group_size: int = 0
     float_scales: bool = False
     zero_points: bool = False
+    full_range: bool = False
 
 
 def list(
-    n: int = 768, k: int = 768, group_size: int = 0, float_scales: bool = False, zero_points: bool = False
+    n: int = 768,
+    k: int = 768,
+    group_size: int = 0,
+    float_scales: bool = False,
+    zero_points: bool = False,
+    full_range: bool = False,
 ) -> tuple[Kernel, ...]:
     """All kernels that ao_arm knows for weights of this kind, judged for a layer; the arguments are a ``Problem``'s."""
     table = (
-        _ops.kernel_table_int4(n, k, group_size, float_scales, zero_points) if group_size else _ops.kernel_table(n, k)
+        _ops.kernel_table_int4(n, k, group_size, float_scales, zero_points)
+        if group_size
+        else _ops.kernel_table(n, k, full_range)
     )
     return tuple(
         Kernel(row["id"], row["summary"], tuple(row["features"]), tuple(row["reasons"]), row["cost"])
@@ -67,7 +76,14 @@ def list(
     )
 
 
-def select(n: int, k: int, group_size: int = 0, float_scales: bool = False, zero_points: bool = False) -> str:
+def select(
+    n: int,
+    k: int,
+    group_size: int = 0,
+    float_scales: bool = False,
+    zero_points: bool = False,
+    full_range: bool = False,
+) -> str:
     """The id of the kernel that serves a layer: the cheapest that fits, or the forced one.
 
     The arguments are a ``Problem``'s.
@@ -79,7 +95,7 @@ def select(n: int, k: int, group_size: int = 0, float_scales: bool = False, zero
     chosen: str = (
         _ops.call(_ops.select_kernel_int4, n, k, group_size, float_scales, zero_points, forced)
         if group_size
-        else _ops.call(_ops.select_kernel, n, k, forced)
+        else _ops.call(_ops.select_kernel, n, k, forced, full_range)
     )
     return chosen
 

@@ -25,10 +25,10 @@ class Packed:
     weight_scale: Tensor | None
 
 
-def problem_of(n: int, k: int, layout: ACLPackedLayout) -> kernels.Problem:
+def problem_of(n: int, k: int, layout: ACLPackedLayout, full_range: bool = False) -> kernels.Problem:
     """What a kernel is asked for."""
     if not layout.is_grouped:
-        return kernels.Problem(n, k)
+        return kernels.Problem(n, k, full_range=full_range)
     return kernels.Problem(
         n, k, layout.group_size, layout.scale_dtype == "float32", layout.weight_mapping == "asymmetric"
     )
@@ -41,7 +41,8 @@ def pack(plain: Plain, layout: ACLPackedLayout) -> Packed:
         ValueError: if no kernel does.
     """
     n, k = plain.qdata.shape
-    kernel, qdata = kernels.select(*problem_of(n, k, layout)), plain.qdata.contiguous()
+    full_range = not layout.is_grouped and plain.full_range
+    kernel, qdata = kernels.select(*problem_of(n, k, layout, full_range)), plain.qdata.contiguous()
     if layout.is_grouped:
         scale = plain.scale.detach().to(getattr(torch, layout.scale_dtype)).contiguous()
         zero_point = None if plain.zero_point is None else plain.zero_point.contiguous()
@@ -55,5 +56,6 @@ def unpack(packed: Packed, n: int, k: int, layout: ACLPackedLayout) -> Plain:
     if packed.weight_scale is not None:
         return Plain(_ops.call(_ops.unpack_int8, packed.packed_weight, n, k), packed.weight_scale)
     problem = problem_of(n, k, layout)
-    qdata, scale, zero_point = _ops.call(_ops.unpack_int4, packed.packed_weight, *problem)
+    groups = (problem.group_size, problem.float_scales, problem.zero_points)
+    qdata, scale, zero_point = _ops.call(_ops.unpack_int4, packed.packed_weight, n, k, *groups)
     return Plain(qdata, scale, zero_point if problem.zero_points else None)

@@ -11,7 +11,6 @@ from torch import Tensor
 from .layout import ACLPackedLayout
 from .quantize import (
     FLOATS,
-    LARGEST,
     check_group_size,
     check_weight,
     quantize_weight,
@@ -32,6 +31,13 @@ class Plain:
     qdata: Tensor
     scale: Tensor
     zero_point: Tensor | None = None
+
+    @property
+    def full_range(self) -> bool:
+        """Whether ``qdata`` holds -128; False where there are no values to read, on the meta device and in traces."""
+        values = self.qdata.detach()
+        readable = type(values) is Tensor and values.device.type == "cpu" and values.numel() > 0
+        return readable and int(values.amin()) == -128
 
     def dequantized(self) -> Tensor:
         """``(q - zero_point) * scale``, (n, k) float32."""
@@ -95,8 +101,6 @@ def _checked_int8(
         raise ValueError("scale must hold positive, finite floats")
     if zero_point is not None and bool((zero_point != 0).any()):
         raise NotImplementedError("int8 weights with zero points are not supported: quantize symmetrically")
-    if data.numel() > 0 and int(data.amin()) < -LARGEST:
-        raise ValueError(f"data holds -128; quantize with quant_min=-{LARGEST}, quant_max={LARGEST}")
     per_channel = scale.numel() == n and not (n == 1 and layout.weight_granularity == "per_tensor")
     layout = dataclasses.replace(layout, weight_granularity="per_channel" if per_channel else "per_tensor")
     return Plain(data, scale), layout

@@ -63,7 +63,7 @@ def linear_int8_dynamic(
 
     Args:
         input: (..., k), float32, bfloat16 or float16.
-        qdata: (n, k) int8 in [-127, 127].
+        qdata: (n, k) int8.
         weight_scale: (n,) float32.
         bias: (n,) of any of the three dtypes, or None.
         symmetric, per_token: as for ``quantize_activations``.
@@ -158,7 +158,7 @@ def linear_int8_static(
 
     Args:
         input: (..., k), float32, bfloat16, float16, or already quantized, of ``input_zero_point``'s dtype.
-        qdata: (n, k) int8 in [-127, 127].
+        qdata: (n, k) int8.
         weight_scale: (n,) float32.
         bias: (n,) float32, bfloat16 or float16, or None.
         input_scale, input_zero_point: (1,), float32 and int8 or uint8.

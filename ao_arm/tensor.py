@@ -38,7 +38,7 @@ class ACLPackedTensor(_Base):
     when it is asked for, and the constructor packs.
 
     Args:
-        qdata: (n, k) int8 in [-127, 127]; in [-8, 7] for 4-bit weights.
+        qdata: (n, k) int8; in [-8, 7] for 4-bit weights.
         scale: (n,) float32, one for each output channel (all equal if the weight is quantized per tensor);
             (n, k / group_size) for 4-bit weights.
         _layout: how weight and activations are quantized.
@@ -205,8 +205,7 @@ class ACLPackedTensor(_Base):
         """Packs a weight that is already quantized.
 
         Args:
-            data: (n, k) int8 in [-127, 127]. For 4-bit weights int8 in [-8, 7] or, as GPTQ and AWQ count, uint8 in
-                [0, 15].
+            data: (n, k) int8. For 4-bit weights int8 in [-8, 7] or, as GPTQ and AWQ count, uint8 in [0, 15].
             scale: n positive numbers, or one for the whole weight; (n, k / group_size) numbers for 4-bit weights.
             zero_point: None or zeros for symmetric weights. (n, k / group_size) integers in the range of ``data`` for
                 asymmetric 4-bit ones.
@@ -232,7 +231,16 @@ class ACLPackedTensor(_Base):
     @property
     def kernel(self) -> str:
         """The id of the kernel that the weight is packed for."""
-        return str(json.loads(_ops.call(_ops.packed_weight_info, self._bytes()))["kernel"])
+        return str(self._info()["kernel"])
+
+    def _info(self) -> dict[str, Any]:
+        """What the packed bytes say of themselves."""
+        info: dict[str, Any] = json.loads(_ops.call(_ops.packed_weight_info, self._bytes()))
+        return info
+
+    def _is_readable(self) -> bool:
+        """Whether there are bytes to read, as on the meta device and while torch.compile traces there are not."""
+        return type(self.packed_weight) is Tensor and self.packed_weight.device.type == "cpu"
 
     def _bytes(self) -> Tensor:
         if self.packed_weight.device.type == "meta":
@@ -246,8 +254,9 @@ class ACLPackedTensor(_Base):
 
     @property
     def problem(self) -> kernels.Problem:
-        """What the kernel was chosen for."""
-        return problem_of(*self.weight_shape, self._layout)
+        """What the kernel was chosen for; ``full_range`` is False where there are no bytes to read."""
+        full_range = self._is_readable() and bool(self._info().get("full_range"))
+        return problem_of(*self.weight_shape, self._layout, full_range)
 
     def plain(self) -> Plain:
         """Exactly what was packed; reading its parts one by one would unpack for each."""
@@ -294,9 +303,7 @@ class ACLPackedTensor(_Base):
         return weight.t() if self.transposed else weight
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        # Without bytes to read, as on the meta device or while torch.compile traces, no kernel is known.
-        readable = type(self.packed_weight) is Tensor and self.packed_weight.device.type == "cpu"
-        where = self.kernel if readable else f"device={self.packed_weight.device}"
+        where = self.kernel if self._is_readable() else f"device={self.packed_weight.device}"
         return f"{type(self).__name__}(shape={tuple(self.shape)}, {self.scheme}, {where}, dtype={self.weight_dtype})"
 
     # --- using one ---

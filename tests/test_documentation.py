@@ -119,6 +119,10 @@ def test_the_longest_row() -> None:
         assert any(not kernel.reasons for kernel in ao_arm.kernels.list(1, longest, group_size))
     for group_size in (0, longest + 1):
         assert all(kernel.reasons for kernel in ao_arm.kernels.list(1, longest + 1, group_size))
+    (with_minus_128,) = {int(number) for number in re.findall(r"\b(65\d{3})\b", read("docs/numerics.md"))}
+    for more, expected in ((0, False), (1, True)):
+        rows = ao_arm.kernels.list(1, with_minus_128 + more, full_range=True)
+        assert all(kernel.reasons for kernel in rows) == expected
 
 
 # --- Python in the pages ---

@@ -130,4 +130,4 @@ def test_a_slower_kernel_for_4_bit_weights_is_warned_of(monkeypatch: pytest.Monk
         UserWarning, match=r"'0.weight' of Linear.*is served by the slower .*: it has bfloat16 scales only"
     ):
         quantized_layers_of(96, 33, config=ao_arm.acl_int4_grouped(32, MappingType.ASYMMETRIC, torch.float32))
-    assert asked == [(33, 96, 32, True, True)]
+    assert asked == [kernels.Problem(33, 96, 32, True, True)]

@@ -56,13 +56,6 @@ def test_weights_take_turns(kernel: str) -> None:
             assert torch.equal(actual, reference.matmul_int8(activations[:m], weights[turn])), f"weight {turn}, {m=}"
 
 
-def test_weights_of_minus_128_are_not_packed(kernel: str) -> None:
-    values = cases.int8_values(9, 64)
-    values[8, 63] = -128
-    with pytest.raises(ValueError, match=r"qdata must lie in \[-127, 127\], but holds -128"):
-        _ops.call(_ops.pack_int8, values, kernel)
-
-
 def test_packed_bytes_depend_on_nothing_but_the_values(kernel: str) -> None:
     weight = cases.int8_values(70, 65)
     assert torch.equal(_ops.pack_int8(weight, kernel), _ops.pack_int8(weight.clone(), kernel))

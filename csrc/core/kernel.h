@@ -20,7 +20,7 @@ constexpr int64_t kMostRowStep = 16;
 
 // A weight as users give it. Of int8 weights there is the first only.
 struct PlainWeight {
-    int8_t* qdata;       // (n, k), in [-127, 127]; of 4-bit weights in [-8, 7]
+    int8_t* qdata;       // (n, k), in the problem's range: see full_range; of 4-bit weights in [-8, 7]
     void* scale;         // (n, k / group), of the problem's scale_type
     int8_t* zero_point;  // (n, k / group), in [-8, 7]; null if the problem has none
 };

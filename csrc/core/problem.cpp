@@ -43,15 +43,19 @@ std::vector<std::string> reasons_against(const Problem& problem) {
     if (n > kMaxN)
         reasons.push_back("n = " + std::to_string(n) + " is too large (it may be " + std::to_string(kMaxN) +
                           " at most)");
-    if (k > kMaxK)
+    const int64_t most_k = problem.full_range ? kMaxKOfFullRange : kMaxK;
+    if (k > most_k)
         reasons.push_back("with k = " + std::to_string(k) + " a sum of products may not fit in int32 (k may be " +
-                          std::to_string(kMaxK) + " at most)");
+                          std::to_string(most_k) + " at most" +
+                          (problem.full_range ? ", as the weight holds -128)" : ")"));
     return reasons.empty() && problem.scheme == Scheme::kInt4 ? reasons_against_groups(problem) : reasons;
 }
 
 std::string described(const Problem& problem) {
     const std::string n = std::to_string(problem.n), k = std::to_string(problem.k);
-    if (problem.scheme == Scheme::kInt8) return "a layer with n = " + n + " and k = " + k;
+    if (problem.scheme == Scheme::kInt8)
+        return "a layer with n = " + n +
+               (problem.full_range ? ", k = " + k + " and a weight that holds -128" : " and k = " + k);
     return "a 4-bit layer with n = " + n + ", k = " + k + " and groups of " + std::to_string(problem.group);
 }
 

@@ -30,7 +30,7 @@ inline int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / 
 constexpr int64_t kGroupStep = 32;
 
 // A linear layer as far as it is known when its weight is packed: the weight is (n, k), activations are (m, k) for any
-// m. The last three are of 4-bit weights.
+// m. The three of groups are of 4-bit weights, the last one is of int8 weights.
 struct Problem {
     Scheme scheme = Scheme::kInt8;
     int64_t n = 0;
@@ -38,6 +38,7 @@ struct Problem {
     int64_t group = 0;                   // values along k that share a scale
     DType scale_type = DType::kFloat32;  // of the groups' scales: kBFloat16 or kFloat32
     bool zero_points = false;            // one for each group
+    bool full_range = false;             // values reach -128; else they lie in [-127, 127]
 
     int64_t groups() const { return k / group; }
     int64_t padded_group() const { return round_up(group, kGroupStep); }
@@ -45,15 +46,16 @@ struct Problem {
     int64_t scale_bytes() const { return element_size(scale_type); }
 };
 
-// Above this k a sum of (activation - zero_point) * weight, at most 255 * 127 each, may not fit in int32.
-constexpr int64_t kMaxK = INT32_MAX / (255 * 127);
+// Above this k a sum of (activation - zero_point) * weight, at most 255 * 127 each, may not fit in int32. Where weights
+// reach -128 it is less.
+constexpr int64_t kMaxK = INT32_MAX / (255 * 127), kMaxKOfFullRange = INT32_MAX / (255 * 128);
 // With it, every number of bytes of a layer fits in int64.
 constexpr int64_t kMaxN = INT32_MAX;
 
 // Why no kernel at all can serve the problem; empty if one may.
 std::vector<std::string> reasons_against(const Problem& problem);
 
-// "a 4-bit layer with n = 8, k = 64 and groups of 32"
+// "a 4-bit layer with n = 8, k = 64 and groups of 32", "a layer with n = 8, k = 64 and a weight that holds -128"
 std::string described(const Problem& problem);
 
 std::string join(const std::vector<std::string>& parts);  // "a; b; c"

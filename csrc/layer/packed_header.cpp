@@ -47,6 +47,7 @@ bool begin_header(const Problem& problem, const std::string& kernel, const std::
         header->scale_type = static_cast<int32_t>(problem.scale_type);
         header->zero_points = problem.zero_points ? 1 : 0;
     }
+    header->full_range = problem.full_range ? 1 : 0;
     return set_name(header->kernel, kernel) && set_name(header->packing_format, format);
 }
 
@@ -62,7 +63,8 @@ Problem problem_of(const PackedHeader& header) {
             header.k,
             header.group,
             static_cast<DType>(header.scale_type),
-            header.zero_points != 0};
+            header.zero_points != 0,
+            header.full_range != 0};
 }
 
 std::string packed_by(const PackedHeader& header) {

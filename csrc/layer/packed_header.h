@@ -18,10 +18,11 @@ struct PackedHeader {
     int64_t total_bytes;
     char kernel[32];          // Kernel::id, zero-padded
     char packing_format[96];  // Kernel::packing_format, zero-padded
-    int64_t group;            // the rest is of 4-bit weights and else zero
+    int64_t group;            // these three are of 4-bit weights and else zero
     int32_t scale_type;       // DType
     int32_t zero_points;      // 1 if there are some
-    uint8_t reserved[56];     // zero
+    int32_t full_range;       // 1 if an int8 weight holds -128
+    uint8_t reserved[52];     // zero
     uint64_t checksum;        // of all bytes before it
 };
 static_assert(sizeof(PackedHeader) == 256, "the header is part of the format");

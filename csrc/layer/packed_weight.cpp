@@ -24,7 +24,8 @@ std::string check_range(const char* name, const int8_t* values, int64_t count, i
 
 std::string check_plain(const Problem& problem, const PlainWeight& plain) {
     const int64_t values = problem.n * problem.k;
-    if (problem.scheme == Scheme::kInt8) return check_range("qdata", plain.qdata, values, -127, 127);
+    if (problem.scheme == Scheme::kInt8)
+        return check_range("qdata", plain.qdata, values, problem.full_range ? -128 : -127, 127);
     std::string error = check_range("qdata", plain.qdata, values, -8, 7);
     if (error.empty() && plain.zero_point != nullptr)
         error = check_range("zero_point", plain.zero_point, problem.n * problem.groups(), -8, 7);

@@ -5,8 +5,8 @@
 
 namespace ao_arm {
 
-// Whether two weights, packed by the kernel, unpack to what they were and multiply right when they take turns. Done
-// once; the kernel's `trial` keeps the verdict.
+// Whether two weights, which hold -128 if the kernel claims to serve such ones, packed by the kernel, unpack to what
+// they were and multiply right when they take turns. Done once; the kernel's `trial` keeps the verdict.
 bool passes_trial(const Kernel& kernel);
 
 }  // namespace ao_arm

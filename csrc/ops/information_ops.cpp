@@ -50,8 +50,8 @@ Scheme scheme_of(const Tensor& packed_weight) {
 
 }  // namespace
 
-std::string select_kernel_int8(int64_t n, int64_t k, std::string forced) {
-    return usable_kernel(int8_problem(n, k), forced).id;
+std::string select_kernel_int8(int64_t n, int64_t k, std::string forced, bool full_range) {
+    return usable_kernel(int8_problem(n, k, full_range), forced).id;
 }
 
 std::string select_kernel_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points,
@@ -59,8 +59,9 @@ std::string select_kernel_int4(int64_t n, int64_t k, int64_t group_size, bool fl
     return usable_kernel(int4_problem(n, k, group_size, float_scales, zero_points), forced).id;
 }
 
-int64_t packed_bytes_int8(int64_t n, int64_t k, std::string kernel) {
-    return packed_bytes(usable_kernel(int8_problem(n, k), kernel), int8_problem(n, k));
+int64_t packed_bytes_int8(int64_t n, int64_t k, std::string kernel, bool full_range) {
+    const Problem problem = int8_problem(n, k, full_range);
+    return packed_bytes(usable_kernel(problem, kernel), problem);
 }
 
 int64_t packed_bytes_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points,
@@ -69,13 +70,16 @@ int64_t packed_bytes_int4(int64_t n, int64_t k, int64_t group_size, bool float_s
     return packed_bytes(usable_kernel(problem, kernel), problem);
 }
 
-std::string kernel_table_int8(int64_t n, int64_t k) { return table_of(int8_problem(n, k)); }
+std::string kernel_table_int8(int64_t n, int64_t k, bool full_range) {
+    return table_of(int8_problem(n, k, full_range));
+}
 
 std::string kernel_table_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points) {
     return table_of(int4_problem(n, k, group_size, float_scales, zero_points));
 }
 
-// JSON: {n, k, kernel, packing_format}; for 4-bit groups {group_size, scale_dtype, zero_points} as well.
+// JSON: {n, k, kernel, packing_format}; of int8 weights {full_range} as well, of 4-bit ones {group_size, scale_dtype,
+// zero_points}.
 std::string packed_weight_info(const Tensor& packed_weight) {
     const PackedWeight weight = opened(packed_weight, scheme_of(packed_weight));
     const Problem& problem = weight.problem;
@@ -86,6 +90,8 @@ std::string packed_weight_info(const Tensor& packed_weight) {
         json += ", \"group_size\": " + std::to_string(problem.group) +
                 ", \"scale_dtype\": " + as_json(problem.scale_type == DType::kFloat32 ? "float32" : "bfloat16") +
                 ", \"zero_points\": " + (problem.zero_points ? "true" : "false");
+    else
+        json += std::string(", \"full_range\": ") + (problem.full_range ? "true" : "false");
     return json + "}";
 }
 

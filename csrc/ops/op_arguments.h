@@ -52,7 +52,11 @@ struct Bounds {
 
 Bounds checked_bounds(std::optional<double> output_min, std::optional<double> output_max);
 
-inline Problem int8_problem(int64_t n, int64_t k) { return {Scheme::kInt8, n, k}; }
+inline Problem int8_problem(int64_t n, int64_t k, bool full_range) {
+    Problem problem = {Scheme::kInt8, n, k};
+    problem.full_range = full_range;
+    return problem;
+}
 
 inline Problem int4_problem(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points) {
     return {Scheme::kInt4, n, k, group_size, float_scales ? DType::kFloat32 : DType::kBFloat16, zero_points};

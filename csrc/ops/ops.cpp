@@ -27,9 +27,9 @@ STABLE_TORCH_LIBRARY(ao_arm, library) {
         "unpack_int4(Tensor packed_weight, int n, int k, int group_size, bool float_scales, bool zero_points) -> "
         "(Tensor, Tensor, Tensor)");
     library.def("packed_weight_info(Tensor packed_weight) -> str");
-    library.def("select_kernel(int n, int k, str forced) -> str");
-    library.def("packed_bytes(int n, int k, str kernel) -> int");
-    library.def("kernel_table(int n, int k) -> str");
+    library.def("select_kernel(int n, int k, str forced, bool full_range=False) -> str");
+    library.def("packed_bytes(int n, int k, str kernel, bool full_range=False) -> int");
+    library.def("kernel_table(int n, int k, bool full_range=False) -> str");
     library.def(
         "select_kernel_int4(int n, int k, int group_size, bool float_scales, bool zero_points, str forced) -> str");
     library.def(

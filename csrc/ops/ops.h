@@ -46,13 +46,13 @@ std::tuple<Tensor, Tensor, Tensor> unpack_int4(const Tensor& packed_weight, int6
 
 // --- information_ops.cpp ---
 
-std::string select_kernel_int8(int64_t n, int64_t k, std::string forced);
+std::string select_kernel_int8(int64_t n, int64_t k, std::string forced, bool full_range);
 std::string select_kernel_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points,
                                std::string forced);
-int64_t packed_bytes_int8(int64_t n, int64_t k, std::string kernel);
+int64_t packed_bytes_int8(int64_t n, int64_t k, std::string kernel, bool full_range);
 int64_t packed_bytes_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points,
                           std::string kernel);
-std::string kernel_table_int8(int64_t n, int64_t k);
+std::string kernel_table_int8(int64_t n, int64_t k, bool full_range);
 std::string kernel_table_int4(int64_t n, int64_t k, int64_t group_size, bool float_scales, bool zero_points);
 std::string packed_weight_info(const Tensor& packed_weight);
 std::string system_info();

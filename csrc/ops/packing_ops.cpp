@@ -1,4 +1,6 @@
 // The ops between a weight's plain contents and its packed bytes.
+#include <algorithm>
+
 #include "layer/packed_weight.h"
 #include "ops/op_arguments.h"
 #include "ops/op_resources.h"
@@ -46,7 +48,9 @@ Tensor packed(const Problem& problem, const PlainWeight& plain, const std::strin
 Tensor pack_int8(const Tensor& qdata, std::string kernel_id) {
     check_type(qdata, ScalarType::Char, "qdata", "int8");
     if (qdata.dim() != 2) fail("qdata must be a matrix (n, k), not of shape " + shape_of(qdata));
-    return packed(int8_problem(qdata.size(0), qdata.size(1)), {int8_data(qdata), nullptr, nullptr}, kernel_id);
+    int8_t *values = int8_data(qdata), *end = values + qdata.numel();
+    const bool full_range = std::find(values, end, int8_t{-128}) != end;
+    return packed(int8_problem(qdata.size(0), qdata.size(1), full_range), {values, nullptr, nullptr}, kernel_id);
 }
 
 Tensor unpack_int8(const Tensor& packed_weight, int64_t n, int64_t k) {

@@ -20,6 +20,7 @@ from torchao.quantization import FqnToConfig, MappingType, quantize_
 
 import ao_arm
 from ao_arm import packed_weight_of, reference
+from ao_arm.affine_quantized import as_weight
 
 
 def model() -> torch.nn.Sequential:
@@ -47,8 +48,19 @@ def quantized_model(factor: float = 1.0) -> torch.nn.Sequential:
 SCHEMES = {"0.weight": "int8_dynamic", "2.weight": "int8_static", "3.weight": "int4_grouped"}
 
 
+def with_minus_128(weight: torch.nn.Parameter) -> torch.nn.Parameter:
+    """An int8 weight, some of whose values become -128, which not every kernel multiplies."""
+    packed = packed_weight_of(weight)
+    assert packed is not None
+    qdata = packed.qdata.clone()
+    qdata[::3, ::2] = -128
+    made = ao_arm.ACLPackedTensor.from_plain(qdata, packed.scale, None, packed.get_layout(), packed.dtype)
+    return torch.nn.Parameter(as_weight(made), requires_grad=False)
+
+
 def write(folder: Path) -> None:
     quantized = quantized_model()
+    quantized[0].weight = with_minus_128(quantized.get_parameter("0.weight"))
     inputs = torch.randn(9, 96, generator=torch.Generator().manual_seed(1))
     torch.save(quantized.state_dict(), folder / "state.pt")
     torch.save(quantized, folder / "model.pt")

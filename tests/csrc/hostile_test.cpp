@@ -59,6 +59,10 @@ void test_sizes() {
         const Problem problem = {Scheme::kInt4, 768, 768, 32, static_cast<DType>(type), false};
         check(!reasons_against(problem).empty(), "scales of type " + std::to_string(type));
     }
+    Problem full_range = {Scheme::kInt8, 768, 768};
+    full_range.full_range = true;
+    std::string error;
+    check(select_kernel(full_range, "", &error) != nullptr, "a weight that holds -128: " + error);
     // Too large for anything: no library is asked, which would take seconds and gigabytes.
     for (const Kernel* kernel : kernels(Scheme::kInt8)) {
         const std::vector<std::string> reasons = reject_reasons(*kernel, {Scheme::kInt8, 384, 1000000});

@@ -9,6 +9,15 @@
 namespace ao_arm {
 namespace {
 
+// Where the weight's values lie.
+enum class Range { kUsual, kFull };  // from -127 or from -128 on
+
+Problem problem_of(int64_t n, int64_t k, Range range) {
+    Problem problem = {Scheme::kInt8, n, k};
+    problem.full_range = range == Range::kFull;
+    return problem;
+}
+
 // An (n, k) weight packed for a kernel, and m rows of activations with their exact products.
 struct Case {
     int64_t m, n, k;
@@ -18,7 +27,8 @@ struct Case {
     std::vector<uint8_t> packed;
     std::string name, error;
 
-    Case(const Kernel& kernel, int64_t rows, int64_t columns, int64_t depth, Values values, bool unsigned_bytes = false)
+    Case(const Kernel& kernel, int64_t rows, int64_t columns, int64_t depth, Values values, bool unsigned_bytes = false,
+         Range range = Range::kUsual)
         : m(rows),
           n(columns),
           k(depth),
@@ -26,14 +36,16 @@ struct Case {
           activations(m * k),
           weight(n * k),
           expected(m * n),
-          name(std::string(kernel.id) + " m=" + std::to_string(m) + " n=" + std::to_string(n) +
-               " k=" + std::to_string(k) + (is_unsigned ? " unsigned" : "")) {
+          name(std::string(kernel.id) + " m=" + std::to_string(m) + " n=" + std::to_string(n) + " k=" +
+               std::to_string(k) + (is_unsigned ? " unsigned" : "") + (range == Range::kFull ? " full range" : "")) {
         Random random;
+        const int least = range == Range::kFull ? -128 : -127;
         const int extreme = is_unsigned ? -1 : -128;  // -1: the bits of 255
         for (int8_t& value : activations)
             value = static_cast<int8_t>(values == Values::kExtreme ? extreme : random.between(-128, 127));
         for (int8_t& value : weight)
-            value = static_cast<int8_t>(values == Values::kExtreme ? -127 : random.between(-127, 127));
+            value = static_cast<int8_t>(values == Values::kExtreme ? least : random.between(least, 127));
+        if (range == Range::kFull) weight.back() = -128;
         // What kernels that serve no uint8 activations get instead: less 128.
         const int shift = is_unsigned && !kernel.serves_unsigned_lhs ? 128 : 0;
         for (int64_t i = 0; i < m; ++i) {
@@ -46,7 +58,7 @@ struct Case {
                 expected[i * n + j] = sum;
             }
         }
-        const Problem problem{Scheme::kInt8, n, k};
+        const Problem problem = problem_of(n, k, range);
         packed.resize(packed_bytes(kernel, problem));
         error = pack_weight(kernel, problem, {weight.data(), nullptr, nullptr}, packed.data());
     }
@@ -77,6 +89,35 @@ void test_shape(const Case& test, bool all_rows) {
     check(test.error.empty() && test.unpacks(), test.name + " unpack " + test.error);
     for (int64_t rows = all_rows ? 1 : test.m; rows <= test.m && test.error.empty(); ++rows)
         check(test.multiply(rows), test.name + " rows=" + std::to_string(rows));
+}
+
+// A weight that holds -128 is multiplied exactly, or refused for that reason and no other. As an ordinary one it is not
+// packed at all.
+void test_full_range(const Kernel& kernel, int* shapes) {
+    const int64_t sizes[][3] = {
+        {1, 1, 1}, {33, 16, 64}, {33, 17, 33}, {9, 40, 3000}, {5, 385, 97}, {66, 769, 100}, {8, 65, kMaxKOfFullRange}};
+    for (const auto& [m, n, k] : sizes) {
+        if (!reject_reasons(kernel, problem_of(n, k, Range::kUsual)).empty()) continue;
+        const std::string name = std::string(kernel.id) + " " + described(problem_of(n, k, Range::kFull));
+        std::vector<int8_t> qdata(n * k, 1);
+        qdata.back() = -128;
+        std::vector<uint8_t> packed(packed_bytes(kernel, problem_of(n, k, Range::kUsual)));
+        const PlainWeight plain = {qdata.data(), nullptr, nullptr};
+        check(!pack_weight(kernel, problem_of(n, k, Range::kUsual), plain, packed.data()).empty(),
+              name + " as ordinary");
+        const std::vector<std::string> reasons = reject_reasons(kernel, problem_of(n, k, Range::kFull));
+        if (!reasons.empty()) {
+            check(reasons.size() == 1 && reasons[0].find("the weight holds -128") == 0, name + ": " + join(reasons));
+            continue;
+        }
+        for (const Values values : {Values::kExtreme, Values::kRandom}) {
+            ++*shapes;
+            test_shape(Case(kernel, m, n, k, values, false, Range::kFull), m < 10);
+            test_shape(Case(kernel, m, n, k, values, true, Range::kFull), false);
+        }
+    }
+    check(!reject_reasons(kernel, problem_of(8, kMaxKOfFullRange + 1, Range::kFull)).empty(),
+          std::string(kernel.id) + " full range of too large a k");
 }
 
 // Callers that do not know of each other.
@@ -125,6 +166,7 @@ bool test_int8_kernel(const Kernel& kernel, bool exhaustive) {
             test_shape(Case(kernel, m, 1 + m * 7 % 61, 3 * m, Values::kRandom, true), false);
     for (const auto& [m, n, k] : {std::array<int64_t, 3>{33, 400, 100}, {1, 385, 8}, {8, 65, kMaxK}})
         if (fits(n, k)) test_shape(Case(kernel, m, n, k, k == kMaxK ? Values::kExtreme : Values::kRandom, true), false);
+    test_full_range(kernel, &shapes);
     if (fits(400, 96)) test_callers(kernel);
     test_without_memory(kernel, {Scheme::kInt8, 45, 77});
     if (fits(20, 30)) test_damaged(kernel, {Scheme::kInt8, 20, 30}, Case(kernel, 1, 20, 30, Values::kRandom).packed);

@@ -126,6 +126,10 @@ bool multiply(const Multiplication& call) {
 }
 
 void reject(const Problem& problem, std::vector<std::string>& reasons) {
+    if (problem.full_range && !cpu_features().has(kDotprod))
+        reasons.push_back(
+            "the weight holds -128, and on a CPU without dotprod Arm Compute Library adds pairs of products in 16 "
+            "bits, which two of -128 * -128 overflow");
     for (const int64_t columns : widths(problem)) {
         const std::string refusal = acl_refusal(columns, problem.k);
         const AclShape* shape = refusal.empty() ? acl_shape(columns, problem.k) : nullptr;
