@@ -26,10 +26,14 @@ class FuseQuantizedLinear(CustomGraphPass):
     """Inductor's ``joint_custom_pre_pass`` that fuses quantized linear layers before constants are folded."""
 
     def __call__(self, graph: Graph) -> None:
+        """Fuses in place what the graph of a whole model has; its parameters and buffers are known here."""
         module = graph.owning_module
         if module is None:
             return
-        report = fuse_(module, _constants(graph))
+        report = fuse_(module, _constants(graph), torch.ops.prims.convert_element_type.default)
+        mode = torch._guards.detect_fake_mode([node.meta.get("val") for node in graph.nodes])
+        if mode is not None and report.fused:  # packed weights are attributes of the graph, with values
+            mode.allow_non_fake_inputs = True
         _reports.append(report)
         del _reports[:-_KEPT_REPORTS]
         warn_of_left(report)
@@ -103,7 +107,7 @@ class _BoundGraph:
         free = [value for place, value in enumerate(inputs) if place not in set(self._places)]
         # The cache of AOTAutograd would give back a graph that holds other weights.
         with torch._functorch.config.patch(enable_autograd_cache=False):
-            self._compiled = compile_fx(bound, free, config_patches=self._patches)
+            self._compiled: Any = compile_fx(bound, free, config_patches=self._patches)
 
     def __call__(self, *inputs: Any) -> Any:
         for place, tensor, version in zip(self._places, self._bound, self._versions, strict=True):
@@ -121,7 +125,7 @@ def _in_turn(passes: list[Any]) -> Any:
 class _Passes(FuseQuantizedLinear):
     """Other passes, and then ours."""
 
-    def __init__(self, passes: list[Any]) -> None:
+    def __init__(self, passes: list[Callable[[Graph], None]]) -> None:
         self._passes = passes
 
     def __call__(self, graph: Graph) -> None:
@@ -143,7 +147,9 @@ def _with_attributes(module: GraphModule, values: Mapping[int, Tensor]) -> Graph
     graph = Graph()
     copies: dict[Node, Node] = {}
     root = torch.nn.Module()
-    root.__dict__.update({name: value for name, value in module.__dict__.items() if name not in ("_parameters", "_buffers")})
+    root.__dict__.update(
+        {name: value for name, value in module.__dict__.items() if name not in ("_parameters", "_buffers")}
+    )
     root._parameters, root._buffers = dict(module._parameters), dict(module._buffers)
     place = -1
     for node in module.graph.nodes:
@@ -175,7 +181,9 @@ def _constants(graph: Graph) -> dict[str, Tensor]:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"][: len(distinct)]
     pairs = list(zip(placeholders, distinct, strict=False))
     if len(pairs) < len(distinct) or any(not _fits(node, tensor) for node, tensor in pairs):
-        warnings.warn("the parameters of the compiled graph are not in the order that is known: none is constant", stacklevel=2)
+        warnings.warn(
+            "the parameters of the compiled graph are not in the order that is known: none is constant", stacklevel=2
+        )
         return {}
     with with_values():
         return {node.name: tensor.detach() for node, tensor in pairs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ _TRANSPOSES = frozenset(
 @dataclass(frozen=True)
 class _Operands:
     activations: Node
-    weight: Node
+    weight: Any
     transposed: bool
     bias: Any
 
@@ -49,7 +50,7 @@ def _addmm(given: dict[str, Any]) -> _Operands:
     return _Operands(given["mat1"], given["mat2"], True, given["self"])
 
 
-_READERS = {
+_READERS: dict[Any, Callable[[dict[str, Any]], _Operands]] = {
     aten.linear.default: _linear,
     aten.mm.default: _mm,
     aten.bmm.default: _mm,
@@ -57,7 +58,7 @@ _READERS = {
     aten.addmm.default: _addmm,
 }
 PRODUCTS = frozenset(_READERS)
-_ACTIVATION_FUNCTIONS = {
+_ACTIVATION_FUNCTIONS: dict[Any, Callable[[dict[str, Any]], tuple[Any, Any]]] = {
     aten.relu.default: lambda given: (0.0, None),
     aten.relu_.default: lambda given: (0.0, None),
     aten.hardtanh.default: lambda given: (given["min_val"], given["max_val"]),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -15,11 +16,12 @@ from .. import text_table
 from . import float_products, int8_products
 from .constants import Constants, constants_of_program, with_values
 from .layers import Layer, Unfit
-from .matching import ASSERTIONS
+from .matching import ASSERTIONS, aten
 from .program import program_with
 from .replacing import Replacer
+from .values import complete_values
 
-_FINDERS = {
+_FINDERS: dict[Any, Callable[[Node, Constants], Layer | None]] = {
     **dict.fromkeys(float_products.PRODUCTS, float_products.layer_of_product),
     **dict.fromkeys(int8_products.PRODUCTS, int8_products.layer_of_product),
 }
@@ -84,24 +86,27 @@ def fuse(program: ExportedProgram) -> ExportedProgram:
     """
     module = GraphModule(program.graph_module, deepcopy(program.graph_module.graph))
     with with_values():
-        report = _fused(module, constants_of_program(program, module))
+        report = _fused(module, constants_of_program(program, module), aten.to.dtype)
     warn_of_left(report)
     return program_with(program, module)
 
 
-def fuse_(module: GraphModule, constants: Mapping[str, Tensor] | None = None) -> FusionReport:
+def fuse_(
+    module: GraphModule, constants: Mapping[str, Tensor] | None = None, cast: Any = aten.to.dtype
+) -> FusionReport:
     """Does in place to a graph of aten ops what ``fuse`` does to exported programs.
 
     Args:
         module: for instance what ``convert_pt2e`` gives, or ``.module()`` of an exported program; parameters and
             buffers are its attributes. It gets the packed weights as buffers.
         constants: values of inputs, by placeholders' names, that are the same in each call.
+        cast: the op that changes dtypes in graphs of this kind; takes a tensor and a dtype.
 
     Returns:
         What became of each quantized linear layer.
     """
     with with_values():
-        report = _fused(module, Constants(module, constants))
+        report = _fused(module, Constants(module, constants), cast)
     module.recompile()
     return report
 
@@ -126,8 +131,9 @@ def warn_of_left(report: FusionReport) -> None:
         warnings.warn(f"{len(report.left)} quantized linear layers were left as they were: {shown}{more}", stacklevel=3)
 
 
-def _fused(module: GraphModule, constants: Constants) -> FusionReport:
-    replacer = Replacer(module)
+def _fused(module: GraphModule, constants: Constants, cast: Any) -> FusionReport:
+    complete_values(module)
+    replacer = Replacer(module, cast)
     report = []
     # Producers come first: what they quantize for their consumers is known when these are looked at.
     for product in [node for node in module.graph.nodes if node.target in _FINDERS]:

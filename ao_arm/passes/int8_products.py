@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ..quantize import FLOATS
 from .constants import Constants
 from .layers import Activations, Layer, Unfit
 from .matching import (
@@ -60,10 +61,13 @@ def _is_widened(node: Any) -> bool:
     return is_view_or_cast(node) and dtype_of(node) != torch.int8
 
 
+def _is_float(node: Any) -> bool:
+    """Whether a node is a copy of integers in a float dtype, or a view of one."""
+    return is_view_or_cast(node) and dtype_of(node) in FLOATS
+
+
 #: Activations with 128 added, as CPUs want them that multiply uint8 by int8.
-_SHIFTED = Through(
-    is_view_or_cast, Call(_ADD, self=Through(_is_widened, Source("integers", _is_widened)), other=128)
-)
+_SHIFTED = Through(is_view_or_cast, Call(_ADD, self=Through(_is_widened, Source("integers", _is_widened)), other=128))
 
 
 def layer_of_product(product: Node, constants: Constants) -> Layer:
@@ -121,7 +125,7 @@ def _activations(lhs: Node, found: dict[str, Any], qdata: torch.Tensor, constant
             raise Unfit("its zero points have other scales than its activations")
     integers = lhs if shifted is None else shifted.kwargs["integers"]
     scale = without(is_view, found["scale"])
-    zero_point = without(is_view_or_cast, found["zero_point"]) if "zero_point" in found else None
+    zero_point = without(is_view, without(_is_float, found["zero_point"])) if "zero_point" in found else None
     known = constants.value(scale)
     if known is not None and known.numel() == 1:
         return Activations(integers, float(known), _integer(zero_point, constants), False)

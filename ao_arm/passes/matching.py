@@ -1,5 +1,4 @@
-"""What torch's own pattern matcher lacks: arguments by their names in the schema, alternatives, and nodes that only pass
-values on."""
+"""What torch's own pattern matcher lacks: arguments by name, alternatives, and nodes that only pass values on."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch._inductor.pattern_matcher import FailedMatch, KeywordArg, Match, MatchContext, PatternExpr
+from torch._inductor.pattern_matcher import FailedMatch, KeywordArg, Match, MatchContext, PatternExpr, is_match
 from torch.fx import Node
 
 aten, prims = torch.ops.aten, torch.ops.prims
@@ -125,7 +124,7 @@ class Call(PatternExpr):
             found = given.get(name)
             if isinstance(wanted, PatternExpr):
                 inner = ctx.match(wanted, found)
-                if not inner:
+                if not is_match(inner):
                     return inner
                 match.extend(inner)
             elif isinstance(found, Node) or found != wanted:
@@ -176,11 +175,12 @@ class Through(PatternExpr):
 def _attempt(pattern: PatternExpr, node: Any, ctx: MatchContext) -> Match | None:
     """A match that leaves no trace in the context where it fails, so that others can be tried."""
     before = dict(ctx.pattern_to_node)
+    found: Match | FailedMatch | None
     try:
         found = ctx.match(pattern, node)
     except FailedMatch:  # the same name for two nodes
         found = None
-    if found:
+    if found is not None and is_match(found):
         return found
     ctx.pattern_to_node = before
     return None
@@ -200,6 +200,10 @@ class Source(PatternExpr):
 
     def _match(self, node: Any, ctx: MatchContext) -> Match | FailedMatch:
         return Match(ctx, self, kwargs={self.name: without(self.kind, node)})
+
+    def again(self) -> Source:
+        """The same for another place in a pattern, where another view of the node may stand."""
+        return Source(self.name, self.kind)
 
 
 def captured(name: str) -> PatternExpr:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -28,12 +27,10 @@ def program_with(program: ExportedProgram, module: GraphModule) -> ExportedProgr
         if spec.kind in _HELD and not node.users and spec.target not in changed:
             module.graph.erase_node(node)
         else:
-            specs.append(replace(spec, arg=replace(spec.arg, name=node.name)))  # type: ignore[type-var]
-    held = {spec.target for spec in specs}
+            specs.append(replace(spec, arg=replace(spec.arg, name=node.name)))
+    held, targets = ({spec.target for spec in of} for of in (specs, signature.input_specs))
     lifted = _lift(module)
-    buffers = [
-        InputSpec(InputKind.BUFFER, TensorArgument(name), name, persistent=True) for name in lifted
-    ]
+    buffers = [InputSpec(InputKind.BUFFER, TensorArgument(name), name, persistent=True) for name in lifted]
     # The order of kinds is fixed: parameters, then buffers.
     first = next((place for place, spec in enumerate(specs) if spec.kind != InputKind.PARAMETER), len(specs))
     specs[first:first] = buffers
@@ -48,7 +45,7 @@ def program_with(program: ExportedProgram, module: GraphModule) -> ExportedProgr
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
         example_inputs=program.example_inputs,
-        constants={name: value for name, value in program.constants.items() if name in held or name not in _targets(signature)},
+        constants={name: value for name, value in program.constants.items() if name in held or name not in targets},
         verifiers=[program.verifier],
     )
 
@@ -56,13 +53,9 @@ def program_with(program: ExportedProgram, module: GraphModule) -> ExportedProgr
 def _output_specs(module: GraphModule, signature: ExportGraphSignature) -> list[OutputSpec]:
     outputs = module.graph.output_node().args[0]
     return [
-        replace(spec, arg=replace(spec.arg, name=node.name)) if isinstance(node, Node) else spec  # type: ignore[type-var]
+        replace(spec, arg=replace(spec.arg, name=node.name)) if isinstance(node, Node) else spec
         for spec, node in zip(signature.output_specs, outputs, strict=True)  # type: ignore[arg-type]
     ]
-
-
-def _targets(signature: ExportGraphSignature) -> set[Any]:
-    return {spec.target for spec in signature.input_specs}
 
 
 def _lift(module: GraphModule) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Activations in a graph: how they were quantized, by torchao's ops, by PT2E's, or by what Inductor makes of torchao's."""
+"""Activations in a graph: how torchao's ops, PT2E's, or what Inductor makes of torchao's have quantized them."""
 
 from __future__ import annotations
 

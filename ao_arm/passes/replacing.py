@@ -14,7 +14,11 @@ from ..quantize import FLOATS
 from ..tensor import ACLPackedTensor
 from .layers import Activations, Layer, Unfit, Weight
 from .matching import aten, dtype_of, is_view, shape_of, without
+from .values import fake_mode_of, value_of_call
 
+#: What a new node takes over of the product that it replaces: where it comes from. (What Inductor notes of a node's
+#: arguments is true of that node's arguments only.)
+_KEPT_META = ("nn_module_stack", "stack_trace")
 #: Steps of float32 within which a scale is looked for that has a wanted reciprocal.
 _NEIGHBOURS = (0, 1, -1, 2, -2)
 
@@ -24,11 +28,14 @@ class Replacer:
 
     Args:
         module: the graph. It gets the packed weights as buffers.
+        cast: the op that changes dtypes in such graphs: takes a tensor and a dtype.
     """
 
-    def __init__(self, module: GraphModule) -> None:
+    def __init__(self, module: GraphModule, cast: Any) -> None:
+        self._cast_to = cast
         self._module = module
         self._graph = module.graph
+        self._mode = fake_mode_of(module.graph)
         self._packed: dict[tuple[Any, ...], ACLPackedTensor] = {}
         self._attributes: dict[tuple[Any, ...], str] = {}
         self._kept: list[Tensor] = []  # what keys name by its identity
@@ -45,11 +52,12 @@ class Replacer:
             made = self._call(layer, packed)
             wanted = dtype_of(layer.node)
             if layer.output is None and wanted is not None and dtype_of(made) != wanted:
-                made = self._new(aten._to_copy.default, made, dtype=wanted)
+                made = self._new(self._cast_to, made, wanted)
             if shape is not None:
                 made = self._new(aten.reshape.default, made, shape)
         layer.node.replace_all_uses_with(made)
-        made.meta = {**layer.node.meta, **made.meta}
+        product = layer.between[-1] if layer.between else layer.node
+        made.meta.update({name: product.meta[name] for name in _KEPT_META if name in product.meta})
         for node in (layer.node, *layer.between):
             for user in list(node.users):  # checks of a value that there is no longer
                 self._graph.erase_node(user)
@@ -63,19 +71,16 @@ class Replacer:
             if activations.floats is not None and activations.mapping == "asymmetric" and activations.per_token:
                 return self._new(_ops.linear_qta8a_qga4w, activations.floats, weight, n, layer.bias)
             scale, zero_point = self._scales(activations)
-            return self._new(
-                _ops.linear_qta8a_qga4w, activations.integers, weight, n, layer.bias, scale, zero_point
-            )
+            return self._new(_ops.linear_qta8a_qga4w, activations.integers, weight, n, layer.bias, scale, zero_point)
         weight_scale = self._attribute("weight_scale", packed.weight_scale)
         if activations.floats is not None and activations.mapping is not None:
             symmetric = activations.mapping == "symmetric"
-            arguments = (weight, weight_scale, layer.bias, symmetric, activations.per_token)
-            return self._new(_ops.linear_int8_dynamic, activations.floats, *arguments)
+            rule = (symmetric, activations.per_token)
+            return self._new(_ops.linear_int8_dynamic, activations.floats, weight, weight_scale, layer.bias, *rule)
         if activations.per_token:
             scale, zero_point = self._scales(activations)
-            dtype = dtype_of(layer.node)
-            arguments = (scale, zero_point, weight, weight_scale, layer.bias, dtype)
-            return self._new(_ops.linear_int8_quantized, activations.integers, *arguments)
+            given = (activations.integers, scale, zero_point, weight, weight_scale, layer.bias, dtype_of(layer.node))
+            return self._new(_ops.linear_int8_quantized, *given)
         return self._static(layer, weight, weight_scale)
 
     def _static(self, layer: Layer, weight: Node, weight_scale: Node) -> Node:
@@ -95,19 +100,16 @@ class Replacer:
             zero_point = self._attribute("zero_point", torch.tensor([zero_point or 0], dtype=dtype))
         given = activations.floats if from_floats and not _shared(activations) else activations.integers
         arguments = (weight, weight_scale, layer.bias, scale, zero_point)
-        if layer.output is None:
-            wanted = dtype_of(layer.node)
-            more = {} if wanted == dtype_of(given) else {"output_dtype": wanted}  # type: ignore[arg-type]
-            return self._new(_ops.linear_int8_static, given, *arguments, **more)
+        # By their places: Inductor loses the names of arguments that could be given by place.
         output = layer.output
-        output_scale = scale_with_reciprocal(output.scale) or output.scale
-        more = {
-            "output_scale": self._attribute("scale", torch.tensor([output_scale])),
-            "output_zero_point": self._attribute("zero_point", torch.tensor([output.zero_point], dtype=output.dtype)),
-            **({} if output.least is None else {"output_min": float(output.least)}),
-            **({} if output.greatest is None else {"output_max": float(output.greatest)}),
-        }
-        return self._new(_ops.linear_int8_static, given, *arguments, **more)
+        if output is None:
+            wanted = dtype_of(layer.node)
+            more = () if wanted == dtype_of(given) else (None, None, wanted)  # type: ignore[arg-type]
+            return self._new(_ops.linear_int8_static, given, *arguments, *more)
+        output_scale = self._attribute("scale", torch.tensor([scale_with_reciprocal(output.scale) or output.scale]))
+        output_zero_point = self._attribute("zero_point", torch.tensor([output.zero_point], dtype=output.dtype))
+        bounds = (None if bound is None else float(bound) for bound in (output.least, output.greatest))
+        return self._new(_ops.linear_int8_static, given, *arguments, output_scale, output_zero_point, None, *bounds)
 
     def _scales(self, activations: Activations) -> tuple[Node, Node | None]:
         scale, zero_point = activations.scale, activations.zero_point
@@ -119,12 +121,13 @@ class Replacer:
             return scale, None
         if not isinstance(zero_point, Node):
             return scale, self._attribute("zero_point", torch.tensor([zero_point], dtype=torch.int32))
-        return scale, zero_point if dtype_of(zero_point) == torch.int32 else self._cast(zero_point, torch.int32)
+        known = dtype_of(zero_point) in (torch.int8, torch.int32)
+        return scale, zero_point if known else self._cast(zero_point, torch.int32)
 
     def _cast(self, node: Node, dtype: torch.dtype | None, shape: list[int] | None = None) -> Node:
         node = without(is_view, node)
         if dtype_of(node) != dtype:
-            node = self._new(aten._to_copy.default, node, dtype=dtype)
+            node = self._new(self._cast_to, node, dtype)
         return node if shape is None else self._new(aten.reshape.default, node, shape)
 
     def _pack(self, weight: Weight) -> ACLPackedTensor:
@@ -143,21 +146,13 @@ class Replacer:
             self._kept.append(value)
             self._module.register_buffer(self._attributes[key], value)
         node = self._graph.get_attr(self._attributes[key])
-        mode = self._fake_mode()
-        node.meta["val"] = value if mode is None else mode.from_tensor(value, static_shapes=True)
+        node.meta["val"] = self._mode.from_tensor(value, static_shapes=True)
         return node
 
-    def _new(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        node = self._graph.call_function(target, args, kwargs)
-        values = torch.fx.map_arg((args, kwargs), lambda needed: needed.meta["val"])
-        mode = self._fake_mode()
-        with torch.no_grad(), mode if mode is not None else torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
-            node.meta["val"] = target(*values[0], **values[1])
+    def _new(self, target: Any, *args: Any) -> Node:
+        node = self._graph.call_function(target, args)
+        node.meta["val"] = value_of_call(self._mode, target, args, {})
         return node
-
-    def _fake_mode(self) -> Any:
-        values = (node.meta.get("val") for node in self._graph.nodes)
-        return torch._guards.detect_fake_mode([value for value in values if isinstance(value, Tensor)])
 
 
 def packed_weight(weight: Weight) -> ACLPackedTensor:

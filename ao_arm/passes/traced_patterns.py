@@ -73,7 +73,9 @@ def quantization_patterns(dtype: torch.dtype) -> tuple[tuple[QuantizationRule, T
     """For each way in which torchao quantizes activations of a dtype: integers, scale and zero point from ``input``."""
     rules = [QuantizationRule(mapping, dtype, own) for mapping in ("symmetric", "asymmetric") for own in (False, True)]
     example = torch.zeros(3, 8, dtype=dtype)
-    return tuple((rule, _traced(functools.partial(_quantize, rule), True, input=example)) for rule in rules)
+    return tuple(
+        (rule, _traced(functools.partial(_quantize, rule), {"input": example}, kept_tokens=True)) for rule in rules
+    )
 
 
 @functools.cache
@@ -86,8 +88,8 @@ def dequantization_patterns(dtype: torch.dtype) -> tuple[Traced, ...]:
         "zero_point": torch.zeros(3, 1, dtype=torch.int8),
     }
     return (
-        _traced(functools.partial(_dequantize, dtype), **given),
-        _traced(functools.partial(_dequantize, dtype), **{**given, "scale": torch.ones(3, 1)}),
+        _traced(functools.partial(_dequantize, dtype), given),
+        _traced(functools.partial(_dequantize, dtype), {**given, "scale": torch.ones(3, 1)}),
     )
 
 
@@ -102,12 +104,13 @@ def _quantize(rule: QuantizationRule, input: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _dequantize(dtype: torch.dtype, input: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    return dequantize_affine(
+    dequantized: Tensor = dequantize_affine(
         input, [1, input.shape[-1]], scale, zero_point, torch.int8, _LEAST, _GREATEST, output_dtype=dtype
     )
+    return dequantized
 
 
-def _traced(function: Callable[..., Any], kept_tokens: bool = False, **examples: Tensor) -> Traced:
+def _traced(function: Callable[..., Any], examples: dict[str, Tensor], kept_tokens: bool = False) -> Traced:
     """A function's pattern; ``kept_tokens`` says whether rows of its inputs have to stay rows."""
     names = list(examples)
 
@@ -147,7 +150,7 @@ def _pattern(node: Node, patterns: dict[Node, PatternExpr], zeros: set[Node]) ->
         **{name: value for name, value in node.kwargs.items() if node.target is not aten.full.default},
     }
     wanted = {
-        name: Through(is_view, patterns[value]) if isinstance(value, Node) else value
+        name: Through(is_view, _again(patterns[value])) if isinstance(value, Node) else value
         for name, value in given.items()
         if not isinstance(value, list | tuple) and name != "keepdim"
     }
@@ -158,3 +161,5 @@ def _pattern(node: Node, patterns: dict[Node, PatternExpr], zeros: set[Node]) ->
     return call
 
 
+def _again(pattern: PatternExpr) -> PatternExpr:
+    return pattern.again() if isinstance(pattern, Source) else pattern
