@@ -1,0 +1,196 @@
+"""Finds quantized linear layers in graphs, however other tools wrote them, and makes each one op of ours."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from .. import text_table
+from . import float_products, int8_products
+from .constants import Constants, constants_of_program, with_values
+from .layers import Layer, Unfit
+from .matching import ASSERTIONS, aten
+from .program import program_with
+from .replacing import Replacer
+from .values import complete_values
+
+_FINDERS: dict[Any, Callable[[Node, Constants], Layer | None]] = {
+    **dict.fromkeys(float_products.PRODUCTS, float_products.layer_of_product),
+    **dict.fromkeys(int8_products.PRODUCTS, int8_products.layer_of_product),
+}
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """What became of one quantized linear layer of a graph.
+
+    Attributes:
+        name: the module that it comes from, or else the name of its product in the graph.
+        shape: (n, k) of its weight; None if it is not known.
+        op: the op that it is now; empty if it was left as it was.
+        reason: why it was left as it was; empty if it was fused.
+    """
+
+    name: str
+    shape: tuple[int, int] | None
+    op: str
+    reason: str = ""
+
+
+class FusionReport(tuple[FusedLayer, ...]):
+    """The quantized linear layers that a pass met; prints as a table."""
+
+    @property
+    def fused(self) -> tuple[FusedLayer, ...]:
+        """Those that are one op now."""
+        return tuple(layer for layer in self if not layer.reason)
+
+    @property
+    def left(self) -> tuple[FusedLayer, ...]:
+        """Those that are as they were, each with its reason."""
+        return tuple(layer for layer in self if layer.reason)
+
+    def __str__(self) -> str:
+        if not self:
+            return "no quantized linear layers"
+        rows = [
+            (layer.name, "?" if layer.shape is None else "{} x {}".format(*layer.shape), layer.op or "as it was")
+            for layer in self
+        ]
+        lines = text_table.with_rule(("layer", "n x k", "op"), rows)
+        return "\n".join([*lines, *(f"{layer.name} was left as it was: {layer.reason}" for layer in self.left)])
+
+
+def fuse(program: ExportedProgram) -> ExportedProgram:
+    """Makes one op of ours of each quantized linear layer in an exported program, with the same numbers.
+
+    Recognised are layers that torchao's ``quantize_`` and PT2E's ``convert_pt2e`` quantized to int8, or to 4 bits in
+    groups, whatever tool wrote the ops: see docs/usage.md. A static layer takes a ReLU or a clamp behind it, and the
+    quantization of its output, into its op. Weights are packed for this CPU, once.
+
+    Args:
+        program: what ``torch.export.export`` gave, before or after ``run_decompositions``. It is left as it was.
+
+    Returns:
+        A program that computes the same: the same int8 activations and int32 sums, floats but for their last bits.
+
+    Warns:
+        If a layer was quantized, but is none that an op computes; it stays as it was. ``ao_arm.explain`` lists all.
+    """
+    module = GraphModule(program.graph_module, deepcopy(program.graph_module.graph))
+    with with_values():
+        report = _fused(module, constants_of_program(program, module), aten.to.dtype)
+    warn_of_left(report)
+    return program_with(program, module)
+
+
+def fuse_(
+    module: GraphModule, constants: Mapping[str, Tensor] | None = None, cast: Any = aten.to.dtype
+) -> FusionReport:
+    """Does in place to a graph of aten ops what ``fuse`` does to exported programs.
+
+    Args:
+        module: for instance what ``convert_pt2e`` gives, or ``.module()`` of an exported program; parameters and
+            buffers are its attributes. It gets the packed weights as buffers.
+        constants: values of inputs, by placeholders' names, that are the same in each call.
+        cast: the op that changes dtypes in graphs of this kind; takes a tensor and a dtype.
+
+    Returns:
+        What became of each quantized linear layer.
+    """
+    with with_values():
+        report = _fused(module, Constants(module, constants), cast)
+    module.recompile()
+    return report
+
+
+def quantized_layers(module: GraphModule, constants: Constants) -> FusionReport:
+    """The quantized linear layers that are still there, with the reason why a pass would leave each."""
+    report = []
+    for product in [node for node in module.graph.nodes if node.target in _FINDERS]:
+        found = _found(product, constants)
+        if isinstance(found, Layer):
+            report.append(FusedLayer(_name(product), _shape(found), "", "no pass has seen it: ao_arm.passes.fuse does"))
+        elif found is not None:
+            report.append(FusedLayer(_name(product), None, "", str(found)))
+    return FusionReport(report)
+
+
+def warn_of_left(report: FusionReport) -> None:
+    """One warning about all layers that were left."""
+    if report.left:
+        shown = "; ".join(f"{layer.name}: {layer.reason}" for layer in report.left[:3])
+        more = f"; and {len(report.left) - 3} more" if len(report.left) > 3 else ""
+        warnings.warn(f"{len(report.left)} quantized linear layers were left as they were: {shown}{more}", stacklevel=3)
+
+
+def _fused(module: GraphModule, constants: Constants, cast: Any) -> FusionReport:
+    complete_values(module)
+    replacer = Replacer(module, cast)
+    report = []
+    # Producers come first: what they quantize for their consumers is known when these are looked at.
+    for product in [node for node in module.graph.nodes if node.target in _FINDERS]:
+        name, found = _name(product), _found(product, constants)
+        if isinstance(found, Layer):
+            shape = _shape(found)
+            try:
+                made = replacer.replace(found)
+                report.append(FusedLayer(name, shape, _op(made)))
+                continue
+            except Unfit as reason:
+                report.append(FusedLayer(name, shape, "", str(reason)))
+        elif found is not None:
+            report.append(FusedLayer(name, None, "", str(found)))
+    _erase_what_is_unused(module)
+    module.graph.lint()
+    return FusionReport(report)
+
+
+def _found(product: Node, constants: Constants) -> Layer | Unfit | None:
+    try:
+        return _FINDERS[product.target](product, constants)
+    except Unfit as reason:
+        return reason
+
+
+def _op(node: Node) -> str:
+    """The op of ours behind a node that replaced a layer: itself, or what it reshapes or casts."""
+    while "ao_arm" not in str(node.target):
+        node = node.args[0]  # type: ignore[assignment]
+    return str(node.target).removesuffix(".default").replace(".", "::")
+
+
+def _shape(layer: Layer) -> tuple[int, int]:
+    n, k = layer.weight.qdata.shape
+    return n, k
+
+
+def _name(node: Node) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    # Dynamo writes L['self'].layer where export writes layer.
+    return re.sub(r"^L\['\w+'\]\.?", "", str(stack[-1][0])) or node.name if stack else node.name
+
+
+def _erase_what_is_unused(module: GraphModule) -> None:
+    """Also checks of values that nothing else uses."""
+    while True:
+        module.graph.eliminate_dead_code()
+        useless = [
+            node
+            for node in module.graph.nodes
+            if node.target in ASSERTIONS
+            and node.args[0].op == "call_function"
+            and all(user.target in ASSERTIONS for user in node.args[0].users)
+        ]
+        if not useless:
+            return
+        for node in useless:
+            module.graph.erase_node(node)

@@ -1,0 +1,230 @@
+"""Activations in a graph: how torchao's ops, PT2E's, or what Inductor makes of torchao's have quantized them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..quantize import FLOATS
+from .constants import Constants
+from .layers import Activations, Unfit
+from .matching import arguments, aten, dtype_of, is_view, is_view_of_tokens, shape_of, without
+from .traced_patterns import QuantizationRule, dequantization_patterns, quantization_patterns
+
+_torchao, _pt2e = torch.ops.torchao, torch.ops.quantized_decomposed
+_EPSILONS = (None, float(torch.finfo(torch.float32).eps))
+_RANGES = {torch.int8: (-128, 127), torch.uint8: (0, 255)}
+_PER_TENSOR = ("default", "tensor", "tensor2")
+
+
+def dequantized(node: Node, constants: Constants) -> Activations | None:
+    """What is dequantized by ``node``; None if it is no such thing.
+
+    Raises:
+        Unfit: if it is, but in a way that no op takes.
+    """
+    found = _dequantized_by_op(node, constants) or _dequantized_by_elements(node, constants)
+    return None if found is None else quantized(found, constants)
+
+
+def quantized(found: Activations, constants: Constants) -> Activations:
+    """The same activations, with the floats they come from if an op of ours makes the same integers of them."""
+    integers = without(is_view_of_tokens, found.integers)
+    if dtype_of(integers) not in _RANGES:
+        raise Unfit(f"its activations are {dtype_of(integers)}, and the ops take int8 and, with one scale, uint8")
+    return (
+        _from_floats_by_op(integers, found)
+        or _from_floats_by_elements(integers, found)
+        or _from_floats_by_scale(integers, found, constants)
+        or found
+    )
+
+
+def _overloads(namespace: Any, name: str, kinds: Sequence[str] = ("default",)) -> frozenset[Any]:
+    packet = getattr(namespace, name, None)
+    return frozenset(getattr(packet, kind) for kind in kinds if packet is not None and hasattr(packet, kind))
+
+
+_DEQUANTIZE_AFFINE = _overloads(_torchao, "dequantize_affine")
+_QUANTIZE_AFFINE = _overloads(_torchao, "quantize_affine")
+_CHOOSE_AFFINE = _overloads(_torchao, "choose_qparams_affine")
+_DEQUANTIZE_PER_TENSOR = _overloads(_pt2e, "dequantize_per_tensor", _PER_TENSOR)
+_QUANTIZE_PER_TENSOR = _overloads(_pt2e, "quantize_per_tensor", _PER_TENSOR)
+_DEQUANTIZE_PER_TOKEN = _overloads(_pt2e, "dequantize_per_token")
+
+
+def _dequantized_by_op(node: Node, constants: Constants) -> Activations | None:
+    if node.target in _DEQUANTIZE_AFFINE:
+        given = arguments(node)
+        per_token = _per_token(given["block_size"], shape_of(given["input"]))
+        _check_range(given, given["input_dtype"])
+        return Activations(given["input"], _number(given["scale"], constants), given["zero_point"], per_token)
+    if node.target in _DEQUANTIZE_PER_TENSOR:
+        given = arguments(node)
+        _check_range(given, given["dtype"])
+        return Activations(given["input"], _number(given["scale"], constants), given["zero_point"], False)
+    if node.target in _DEQUANTIZE_PER_TOKEN:
+        given = arguments(node)
+        _check_range(given, given["dtype"])
+        return Activations(given["input"], given["scales"], given["zero_points"], True)
+    return None
+
+
+def _dequantized_by_elements(node: Node, constants: Constants) -> Activations | None:
+    for pattern in dequantization_patterns(dtype_of(node)) if dtype_of(node) in FLOATS else ():
+        found = pattern.match(node)
+        if found is not None:
+            given = found[0].kwargs
+            integers, scale = given["input"], given["scale"]
+            if constants.is_constant(integers):
+                return None
+            shape, scales = shape_of(integers), shape_of(scale)
+            if shape is None or scales is None:
+                raise Unfit("the shapes of its activations and their scales are not known")
+            per_token = str(shape[:-1]) == str(scales[: len(shape) - 1])
+            if not per_token and any(size != 1 for size in scales):
+                raise Unfit(f"its activations of shape {shape} have scales of shape {scales}, not one for each token")
+            return Activations(integers, _number(scale, constants), given.get("zero_point"), per_token)
+    return None
+
+
+def _from_floats_by_op(integers: Node, found: Activations) -> Activations | None:
+    if integers.target not in _QUANTIZE_AFFINE or not isinstance(found.scale, Node):
+        return None
+    given = arguments(integers)
+    chosen = [_chosen(given[name], place) for place, name in enumerate(("scale", "zero_point"))]
+    if chosen[0] is None or chosen[0] is not chosen[1] or given["output_dtype"] is not torch.int8:
+        return None
+    rule = arguments(chosen[0])
+    floats = without(is_view_of_tokens, rule["input"])
+    if floats is not without(is_view_of_tokens, given["input"]):
+        return None
+    if not _same_node(given["scale"], found.scale) or not _same_zero_point(given["zero_point"], found, rule):
+        return None
+    if rule["eps"] not in _EPSILONS or any(_range(given) != (-128, 127) for given in (given, rule)):
+        return None
+    own_dtype = rule["scale_dtype"] not in (torch.float32, dtype_of(floats)) or rule["scale_dtype"] is None
+    mapping = rule["mapping_type"].lower()
+    if mapping not in ("symmetric", "asymmetric") or str(rule["block_size"]) != str(given["block_size"]):
+        return None
+    return _with_rule(found, floats, QuantizationRule(mapping, dtype_of(floats) or torch.float32, own_dtype))
+
+
+def _from_floats_by_elements(integers: Node, found: Activations) -> Activations | None:
+    if not isinstance(found.scale, Node):
+        return None
+    for dtype in FLOATS:
+        for rule, pattern in quantization_patterns(dtype):
+            match = pattern.match(integers)
+            if match is None or dtype_of(match[0].kwargs["input"]) != dtype:
+                continue
+            _, scale, zero_point = match[1]
+            symmetric = rule.mapping == "symmetric" and found.zero_point is None
+            if not _same_node(scale, found.scale) or not (symmetric or _same_node(zero_point, found.zero_point)):
+                continue
+            floats = match[0].kwargs["input"]
+            ranges = [node for node in match[0].nodes if node.target in (aten.amin.default, aten.amax.default)]
+            if all(_ranges_of_tokens(node) == found.per_token for node in ranges):
+                return _with_rule(found, floats, rule)
+    return None
+
+
+def _with_rule(found: Activations, floats: Node, rule: QuantizationRule) -> Activations | None:
+    """The op's own rule is torchao's with float32 scales; but in float32 it rounds an asymmetric range only once."""
+    same = rule.dtype == torch.float32 or (rule.mapping == "symmetric" and not rule.own_dtype)
+    if not same:
+        return None
+    return Activations(found.integers, found.scale, found.zero_point, found.per_token, floats, rule.mapping)
+
+
+def _from_floats_by_scale(integers: Node, found: Activations, constants: Constants) -> Activations | None:
+    """By a scale that is known, or that another op chose."""
+    if found.per_token:
+        return None
+    if integers.target in _QUANTIZE_PER_TENSOR:
+        given = arguments(integers)
+    elif integers.target in _QUANTIZE_AFFINE:
+        given = arguments(integers)
+        if _per_token(given["block_size"], shape_of(given["input"])):
+            return None
+    else:
+        return None
+    scale = _number(given["scale"], constants)
+    same_scale = scale == found.scale if isinstance(scale, float) else _same_node(scale, found.scale)
+    same_zero_point = given["zero_point"] == found.zero_point or _same_node(given["zero_point"], found.zero_point)
+    if not same_scale or not same_zero_point or _range(given) != _RANGES[dtype_of(integers)]:  # type: ignore[index]
+        return None
+    floats = given["input"]
+    if dtype_of(floats) != torch.float32 and integers.target in _QUANTIZE_AFFINE:
+        # With scales of the activations' own dtype the integers are rounded in it, which no op of ours does.
+        known = constants.value(given["scale"])
+        if known is None or known.dtype != torch.float32:
+            return None
+    return Activations(found.integers, scale, found.zero_point, False, floats, None)
+
+
+def _range(given: dict[str, Any]) -> tuple[Any, Any]:
+    return given["quant_min"], given["quant_max"]
+
+
+def _check_range(given: dict[str, Any], dtype: torch.dtype) -> None:
+    if dtype not in _RANGES:
+        raise Unfit(f"its activations are {dtype}, and the ops take int8 and, with one scale, uint8")
+    least, greatest = _RANGES[dtype]
+    low, high = (bound if isinstance(bound, int) else None for bound in _range(given))
+    if low is not None and high is not None and not least <= low <= high <= greatest:
+        raise Unfit(f"its activations lie in [{low}, {high}], which {dtype} cannot hold")
+
+
+def _per_token(block_size: Sequence[Any], shape: Sequence[Any] | None) -> bool:
+    """Whether blocks are rows; not, if the only block is the whole.
+
+    Raises:
+        Unfit: for all other blocks.
+    """
+    if shape is None or len(block_size) != len(shape):
+        raise Unfit(f"its activations have blocks of {_text(block_size)} for the shape {shape}")
+    if str(_text(block_size[-1:])) == str(_text(shape[-1:])):
+        if all(size == 1 for size in block_size[:-1] if isinstance(size, int)) and all(
+            isinstance(size, int) for size in block_size[:-1]
+        ):
+            return True
+        if [_text([size]) for size in block_size] == [_text([size]) for size in shape]:
+            return False
+    raise Unfit(
+        f"its activations of shape {_text(shape)} are quantized in blocks of {_text(block_size)}: neither rows nor all"
+    )
+
+
+def _text(sizes: Sequence[Any]) -> str:
+    return str([str(size.meta.get("val", size)) if isinstance(size, Node) else str(size) for size in sizes])
+
+
+def _ranges_of_tokens(node: Node) -> bool:
+    """Whether a least or greatest value is taken of each row."""
+    dims, shape = arguments(node)["dim"], shape_of(node.args[0])  # type: ignore[arg-type]
+    return shape is not None and list(dims) in ([-1], [len(shape) - 1])
+
+
+def _chosen(node: Any, place: int) -> Node | None:
+    """The call that chose a scale (place 0) or a zero point (1)."""
+    node = without(is_view, node)
+    is_item = isinstance(node, Node) and getattr(node.target, "__name__", "") == "getitem" and node.args[1] == place
+    return node.args[0] if is_item and node.args[0].target in _CHOOSE_AFFINE else None
+
+
+def _same_node(one: Any, other: Any) -> bool:
+    return isinstance(one, Node) and without(is_view, one) is without(is_view, other)
+
+
+def _same_zero_point(node: Any, found: Activations, rule: dict[str, Any]) -> bool:
+    return _same_node(node, found.zero_point) or (found.zero_point is None and rule["mapping_type"] == "SYMMETRIC")
+
+
+def _number(scale: Any, constants: Constants) -> Any:
+    """A single constant scale as a number, any other as it is."""
+    value = constants.value(scale) if isinstance(scale, Node) and constants.is_constant(scale) else None
+    return float(value) if value is not None and value.numel() == 1 else scale
