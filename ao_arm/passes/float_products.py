@@ -17,6 +17,7 @@ from .quantized_weights import dequantized_weight
 
 _TRANSPOSES = frozenset(
     (
+        aten.mT.default,
         aten.numpy_T.default,
         aten.permute.default,
         aten.permute_copy.default,
