@@ -1,14 +1,22 @@
-"""What became of a model's linear layers: which kernel serves each, and why no other one."""
+"""What became of linear layers in a model, a graph or a program: which kernel serves each, and why no other one."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
-from . import kernels, text_table
+from . import _ops, kernels, text_table
 from .affine_quantized import packed_weight_of
 from .calibration import observer_of
+from .passes.constants import Constants, constants_of_program
+from .passes.fusion import quantized_layers
+from .passes.served import ServedLayer, served_layers
 
 
 @dataclass(frozen=True)
@@ -16,12 +24,13 @@ class LayerExplanation:
     """How one layer is computed.
 
     Attributes:
-        name: the layer's qualified name in the model.
-        shape: (n, k) of its weight.
+        name: the layer's qualified name in the model; in a graph without names of modules, that of its node.
+        shape: (n, k) of its weight; of a layer in a graph that could not be read, (0, 0).
         scheme: how it is quantized, or "not quantized", or "prepared, not converted" if an observer sees its inputs.
         kernel: the kernel's id, or "torch" for layers that are not quantized by ao_arm.
         packing_format: how the kernel arranged the weight.
         rejected: for each kernel that could not be taken, its reasons.
+        reason: of a quantized layer in a graph that is no op of ours: why it is none.
     """
 
     name: str
@@ -30,6 +39,7 @@ class LayerExplanation:
     kernel: str
     packing_format: str = ""
     rejected: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reason: str = ""
 
 
 class Explanation(tuple[LayerExplanation, ...]):
@@ -38,7 +48,7 @@ class Explanation(tuple[LayerExplanation, ...]):
     def __str__(self) -> str:
         header = ("layer", "n x k", "scheme", "kernel", "packing format")
         rows = [
-            (layer.name, f"{layer.shape[0]} x {layer.shape[1]}", layer.scheme, layer.kernel, layer.packing_format)
+            (layer.name, "{} x {}".format(*layer.shape), layer.scheme, layer.kernel, layer.packing_format)
             for layer in self
         ]
         lines = text_table.with_rule(header, rows)
@@ -46,28 +56,66 @@ class Explanation(tuple[LayerExplanation, ...]):
         reasons = dict.fromkeys(
             f"not {kernel}: {'; '.join(why)}" for layer in self for kernel, why in layer.rejected.items()
         )
-        lines += reasons
+        lines += [*reasons, *(f"{layer.name}: {layer.reason}" for layer in self if layer.reason)]
         return "\n".join(lines)
 
 
-def explain(model: torch.nn.Module) -> Explanation:
+def explain(model: torch.nn.Module | ExportedProgram) -> Explanation:
     """Per linear layer: the scheme, the kernel chosen when its weight was packed, and why each other one was not.
 
     Args:
-        model: any module; layers that ao_arm did not quantize are listed too.
+        model: any module; layers that ao_arm did not quantize are listed too. Of exported programs and graph modules,
+            fused or not, the layers that are ops of ours, and those that are quantized but are none, with the reason.
     """
-    layers = []
+    if isinstance(model, ExportedProgram):
+        graph = model.graph_module
+        return Explanation(_of_graph(graph, constants_of_program(model, graph), ""))
+    layers: list[LayerExplanation] = []
     for name, module in model.named_modules():
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            full_name = f"{name}.{parameter_name}" if parameter_name != "weight" else name
-            packed = packed_weight_of(parameter)
-            if packed is not None:
-                info = packed._info()
-                rejected = {kernel.id: kernel.reasons for kernel in kernels.list(*packed.problem) if kernel.reasons}
-                shape, scheme, packing_format = packed.weight_shape, packed.scheme, info["packing_format"]
-                layers.append(LayerExplanation(full_name, shape, scheme, info["kernel"], packing_format, rejected))
-            elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
-                n, k = parameter.shape
-                state = "not quantized" if observer_of(module) is None else "prepared, not converted"
-                layers.append(LayerExplanation(full_name, (n, k), f"{state} ({parameter.dtype})", "torch"))
+        if isinstance(module, GraphModule):
+            layers += _of_graph(module, Constants(module), f"{name}." if name else "")
+        else:
+            layers += _of_module(module, name)
     return Explanation(layers)
+
+
+def _of_module(module: torch.nn.Module, name: str) -> Iterator[LayerExplanation]:
+    for parameter_name, parameter in module.named_parameters(recurse=False):
+        full_name = f"{name}.{parameter_name}" if parameter_name != "weight" else name
+        packed = packed_weight_of(parameter)
+        if packed is not None:
+            info = packed._info()
+            yield _served(full_name, packed.scheme, packed.problem, info)
+        elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
+            n, k = parameter.shape
+            state = "not quantized" if observer_of(module) is None else "prepared, not converted"
+            yield LayerExplanation(full_name, (n, k), f"{state} ({parameter.dtype})", "torch")
+
+
+def _of_graph(module: GraphModule, constants: Constants, prefix: str) -> Iterator[LayerExplanation]:
+    for layer in served_layers(module, constants):
+        yield _of_op(layer, prefix)
+    for left in quantized_layers(module, constants):
+        shape = left.shape or (0, 0)
+        yield LayerExplanation(prefix + left.name, shape, "quantized, as it was", "torch", reason=left.reason)
+
+
+def _of_op(layer: ServedLayer, prefix: str) -> LayerExplanation:
+    name = prefix + layer.name
+    if layer.packed_weight is None:
+        reason = "its packed weight is no constant of the graph, so that its kernel is not known here"
+        return LayerExplanation(name, (0, 0), layer.scheme, "of its packed weight", reason=reason)
+    info = json.loads(_ops.call(_ops.packed_weight_info, layer.packed_weight))
+    n, k, group_size = info["n"], info["k"], info.get("group_size", 0)
+    floats, zero_points = info.get("scale_dtype") == "float32", info.get("zero_points", False)
+    problem = kernels.Problem(n, k, group_size, floats, zero_points, info.get("full_range", False))
+    weights = "per_channel"
+    if group_size:
+        mapping = "asymmetric" if zero_points else "symmetric"
+        weights = f"{mapping} groups of {group_size}, {info['scale_dtype']} scales"
+    return _served(name, layer.scheme.format(weights=weights), problem, info)
+
+
+def _served(name: str, scheme: str, problem: kernels.Problem, info: dict[str, Any]) -> LayerExplanation:
+    rejected = {kernel.id: kernel.reasons for kernel in kernels.list(*problem) if kernel.reasons}
+    return LayerExplanation(name, problem[:2], scheme, info["kernel"], info["packing_format"], rejected)

@@ -18,6 +18,7 @@ from .constants import Constants, constants_of_program, with_values
 from .layers import Layer, Unfit
 from .matching import ASSERTIONS, aten
 from .mutations import base_of
+from .names import name_of
 from .program import program_with
 from .replacing import Replacer, check
 from .values import complete_values
@@ -125,7 +126,7 @@ def quantized_layers(module: GraphModule, constants: Constants) -> FusionReport:
             except Unfit as reason:
                 found = reason
         if found is not None:
-            report.append(FusedLayer(_name(product), shape, "", str(found)))
+            report.append(FusedLayer(name_of(product), shape, "", str(found)))
     return FusionReport(report)
 
 
@@ -143,7 +144,7 @@ def _fused(module: GraphModule, constants: Constants, cast: Any) -> FusionReport
     report = []
     # Producers come first: what they quantize for their consumers is known when these are looked at.
     for product in [node for node in module.graph.nodes if node.target in _FINDERS]:
-        name, found = _name(product), _found(product, constants)
+        name, found = name_of(product), _found(product, constants)
         if isinstance(found, Layer):
             shape = _shape(found)
             try:
@@ -199,11 +200,6 @@ def _op(node: Node) -> str:
 def _shape(layer: Layer) -> tuple[int, int]:
     n, k = layer.weight.qdata.shape
     return n, k
-
-
-def _name(node: Node) -> str:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]).removeprefix("L['self'].") or node.name if stack else node.name
 
 
 def _erase_what_is_unused(module: GraphModule) -> None:
