@@ -408,7 +408,7 @@ def test_what_cannot_be_taken_stays_as_it_was(name: str) -> None:
         if not key.startswith("other"):
             assert value is before[key][0] and same_attributes(vars(value), before[key][1]), key
     if isinstance(made, nn.Linear) and name != "parametrized":
-        assert (explained["kept"].scheme, explained["kept"].not_packed) == (
+        assert (explained["kept"].scheme, explained["kept"].reason) == (
             f"quantized by {entry.source}",
             entry.reason,
         )
@@ -438,7 +438,7 @@ def test_the_report_prints_a_table_with_reasons_and_notes() -> None:
         }
     )
     explanation = str(ao_arm.explain(model)).splitlines()
-    assert [line for line in explanation if line.startswith("not for ao_arm.pack_: its activations are floats")]
+    assert [line for line in explanation if line.startswith("layer0, layer1, layer2 and 2 more: its activations")]
     assert sum("pack_(model) takes it over" in line for line in explanation) == 2
     report = pack_(model)
     header, _, first, *middle, last, reason, note = str(report).splitlines()
