@@ -167,7 +167,7 @@ def _from_floats_by_op(integers: Node, found: Activations) -> Activations | None
         return None
     if not _same_node(given["scale"], found.scale) or not _same_zero_point(given["zero_point"], found, rule):
         return None
-    if rule["eps"] not in _EPSILONS or any(_range(given) != (-128, 127) for given in (given, rule)):
+    if rule["eps"] not in _EPSILONS or any(_range(one, torch.int8) != (-128, 127) for one in (given, rule)):
         return None
     own_dtype = rule["scale_dtype"] not in (torch.float32, dtype_of(floats)) or rule["scale_dtype"] is None
     mapping = rule["mapping_type"].lower()
@@ -205,7 +205,8 @@ def _with_rule(found: Activations, floats: Node, rule: QuantizationRule) -> Acti
 
 def _from_floats_by_scale(integers: Node, found: Activations, constants: Constants) -> Activations | None:
     """By a scale that is known, or that another op chose."""
-    if found.per_token:
+    dtype = dtype_of(integers)
+    if found.per_token or dtype is None:
         return None
     if integers.target in _QUANTIZE_PER_TENSOR:
         given = arguments(integers)
@@ -218,7 +219,7 @@ def _from_floats_by_scale(integers: Node, found: Activations, constants: Constan
     scale = _number(given["scale"], constants)
     same_scale = scale == found.scale if isinstance(scale, float) else _same_node(scale, found.scale)
     same_zero_point = given["zero_point"] == found.zero_point or _same_node(given["zero_point"], found.zero_point)
-    if not same_scale or not same_zero_point or _range(given) != _RANGES[dtype_of(integers)]:  # type: ignore[index]
+    if not same_scale or not same_zero_point or _range(given, dtype) != _RANGES[dtype]:
         return None
     floats = given["input"]
     if dtype_of(floats) != torch.float32 and integers.target in _QUANTIZE_AFFINE:
@@ -229,15 +230,18 @@ def _from_floats_by_scale(integers: Node, found: Activations, constants: Constan
     return Activations(found.integers, scale, found.zero_point, False, floats, None)
 
 
-def _range(given: dict[str, Any]) -> tuple[Any, Any]:
-    return given["quant_min"], given["quant_max"]
+def _range(given: dict[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:
+    """The range that integers are quantized to, which torchao may leave out if it is all of the dtype's."""
+    bounds = zip((given["quant_min"], given["quant_max"]), _RANGES[dtype], strict=True)
+    least, greatest = (widest if bound is None else bound for bound, widest in bounds)
+    return least, greatest
 
 
 def _check_range(given: dict[str, Any], dtype: torch.dtype) -> None:
     if dtype not in _RANGES:
         raise Unfit(f"its activations are {dtype}, and the ops take int8 and, with one scale, uint8")
     least, greatest = _RANGES[dtype]
-    low, high = (bound if isinstance(bound, int) else None for bound in _range(given))
+    low, high = (bound if isinstance(bound, int) else None for bound in _range(given, dtype))
     if low is not None and high is not None and not least <= low <= high <= greatest:
         raise Unfit(f"its activations lie in [{low}, {high}], which {dtype} cannot hold")
 
