@@ -1,8 +1,9 @@
 """Fast and dependable int8 and 4-bit linear layers for PyTorch on Arm CPUs, as a torchao plugin.
 
 ``acl_int8_dynamic``, ``acl_int8_static`` and ``acl_int4_grouped`` make configurations for
-``torchao.quantization.quantize_``, and ``explain`` tells what became of a model's layers. ``ACLPackedTensor`` is the
-weight that a quantized layer holds; its ``from_plain`` takes weights that are quantized already.
+``torchao.quantization.quantize_``, ``pack_`` takes over what torchao or torch.ao quantized already, and ``explain``
+tells what became of a model's layers. ``ACLPackedTensor`` is the weight that a quantized layer holds; its
+``from_plain`` takes integers from elsewhere.
 """
 
 from . import checkpoint, handlers, kernels, passes, reference
@@ -17,6 +18,7 @@ from .config import (
 )
 from .explanation import explain
 from .layout import ACLPackedLayout
+from .pack_model import pack_
 from .tensor import ACLPackedTensor
 
 __version__ = "0.1.0"
@@ -33,6 +35,7 @@ __all__ = [
     "explain",
     "handlers",
     "kernels",
+    "pack_",
     "packed_weight_of",
     "passes",
     "reference",

@@ -9,6 +9,8 @@ import torch
 from . import kernels, text_table
 from .affine_quantized import packed_weight_of
 from .calibration import observer_of
+from .pack_model import Found, find
+from .stock_modules import PackedEagerLinear
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,12 @@ class LayerExplanation:
     Attributes:
         name: the layer's qualified name in the model.
         shape: (n, k) of its weight.
-        scheme: how it is quantized, or "not quantized", or "prepared, not converted" if an observer sees its inputs.
+        scheme: how it is quantized, or "not quantized", or "prepared, not converted" if an observer sees its inputs; of
+            what torchao or torch.ao quantized, by which class, and whether ``pack_`` takes it over.
         kernel: the kernel's id, or "torch" for layers that are not quantized by ao_arm.
         packing_format: how the kernel arranged the weight.
         rejected: for each kernel that could not be taken, its reasons.
+        not_packed: why ``pack_`` would leave what torchao or torch.ao quantized.
     """
 
     name: str
@@ -30,6 +34,7 @@ class LayerExplanation:
     kernel: str
     packing_format: str = ""
     rejected: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    not_packed: str = ""
 
 
 class Explanation(tuple[LayerExplanation, ...]):
@@ -47,6 +52,7 @@ class Explanation(tuple[LayerExplanation, ...]):
             f"not {kernel}: {'; '.join(why)}" for layer in self for kernel, why in layer.rejected.items()
         )
         lines += reasons
+        lines += dict.fromkeys(f"not for ao_arm.pack_: {layer.not_packed}" for layer in self if layer.not_packed)
         return "\n".join(lines)
 
 
@@ -56,18 +62,37 @@ def explain(model: torch.nn.Module) -> Explanation:
     Args:
         model: any module; layers that ao_arm did not quantize are listed too.
     """
+    stock = {place.name: found for found in find(model) for place in found.places}
     layers = []
     for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) and name in stock and len(stock[name].shape) == 2:
+            layers.append(_of_stock(name, stock[name]))
+            continue
         for parameter_name, parameter in module.named_parameters(recurse=False):
             full_name = f"{name}.{parameter_name}" if parameter_name != "weight" else name
             packed = packed_weight_of(parameter)
             if packed is not None:
                 info = packed._info()
                 rejected = {kernel.id: kernel.reasons for kernel in kernels.list(*packed.problem) if kernel.reasons}
-                shape, scheme, packing_format = packed.weight_shape, packed.scheme, info["packing_format"]
+                scheme = module.scheme if isinstance(module, PackedEagerLinear) else packed.scheme
+                shape, packing_format = packed.weight_shape, info["packing_format"]
                 layers.append(LayerExplanation(full_name, shape, scheme, info["kernel"], packing_format, rejected))
+            elif full_name in stock:
+                layers.append(_of_stock(full_name, stock[full_name]))
             elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
                 n, k = parameter.shape
                 state = "not quantized" if observer_of(module) is None else "prepared, not converted"
                 layers.append(LayerExplanation(full_name, (n, k), f"{state} ({parameter.dtype})", "torch"))
     return Explanation(layers)
+
+
+def _of_stock(name: str, found: Found) -> LayerExplanation:
+    n, k = found.shape
+    scheme, refused = f"quantized by {found.source}", ""
+    try:
+        found.check()
+    except (ValueError, NotImplementedError) as error:
+        refused = str(error)
+    else:
+        scheme += ": ao_arm.pack_(model) takes it over"
+    return LayerExplanation(name, (n, k), scheme, "torch", not_packed=refused)

@@ -81,11 +81,16 @@ def _replace_weight(
     except (ValueError, NotImplementedError) as error:
         raise type(error)(f"{name} was not quantized: {error}") from None
     kernels.warn_if_slow(packed.kernel, name, *packed.problem)
-    setattr(module, parameter_name, torch.nn.Parameter(as_weight(packed), requires_grad=False))
-    module.extra_repr = _ExtraRepr(module, parameter_name)  # type: ignore[method-assign]
-    remove_observer(module)
+    put_weight(module, parameter_name, torch.nn.Parameter(as_weight(packed), requires_grad=False))
     progress.layer_done()
     return module
+
+
+def put_weight(module: torch.nn.Module, parameter_name: str, weight: torch.nn.Parameter) -> None:
+    """Replaces a parameter by a packed weight, which the module's text then tells of; an observer goes."""
+    setattr(module, parameter_name, weight)
+    module.extra_repr = _ExtraRepr(module, parameter_name)  # type: ignore[method-assign]
+    remove_observer(module)
 
 
 @register_quantize_module_handler(ACLInt8DynamicActivationInt8WeightConfig)

@@ -34,15 +34,24 @@ def problem_of(n: int, k: int, layout: ACLPackedLayout, full_range: bool = False
     )
 
 
+def select_kernel(plain: Plain, layout: ACLPackedLayout) -> str:
+    """The id of the kernel that serves this weight here.
+
+    Raises:
+        ValueError: if none does.
+    """
+    n, k = plain.qdata.shape
+    return kernels.select(*problem_of(n, k, layout, not layout.is_grouped and plain.full_range))
+
+
 def pack(plain: Plain, layout: ACLPackedLayout) -> Packed:
     """Packs for the kernel that serves this weight here.
 
     Raises:
         ValueError: if no kernel does.
     """
-    n, k = plain.qdata.shape
-    full_range = not layout.is_grouped and plain.full_range
-    kernel, qdata = kernels.select(*problem_of(n, k, layout, full_range)), plain.qdata.contiguous()
+    n = plain.qdata.shape[0]
+    kernel, qdata = select_kernel(plain, layout), plain.qdata.contiguous()
     if layout.is_grouped:
         scale = plain.scale.detach().to(getattr(torch, layout.scale_dtype)).contiguous()
         zero_point = None if plain.zero_point is None else plain.zero_point.contiguous()
