@@ -10,6 +10,7 @@ from packed_headers import HEADER_BYTES, name_in, with_header
 from tensors import assert_same_weight
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
 import ao_arm
 from ao_arm import ACLPackedLayout, ACLPackedTensor, _ops, kernels, packing, reference
@@ -209,6 +210,21 @@ def test_packed_bytes_say_so_and_are_refused_where_they_would_overflow() -> None
         assert name_in(made_up) == kernel and len(made_up) > HEADER_BYTES
         with pytest.raises(ValueError, match=f"cannot run here: {REASON}.*Pack the weight again"):
             _ops.call(_ops.matmul_int8, cases.int8_values(3, K), made_up)
+
+
+@pytest.mark.x86
+def test_a_weight_that_torchao_quantized() -> None:
+    """Symmetric activations get the same integers there, so that only the order of float operations differs."""
+    if cases.HAS_AQT:
+        pytest.skip("this torchao keeps int8 weights in [-127, 127]")
+    model, x = nn.Sequential(nn.Linear(K, N)).requires_grad_(False), torch.randn(9, K)
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    theirs = model[0].weight
+    weight = ACLPackedTensor.from_plain(theirs.qdata, theirs.scale, theirs.zero_point, ACLPackedLayout())
+    assert torch.equal(weight.qdata, theirs.qdata) and weight.problem.full_range
+    actual, expected = linear(x, weight, model[0].bias), model(x)
+    assert cases.same_bits(actual, cases.by_reference(x, weight, model[0].bias))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_our_own_quantization_leaves_it_out() -> None:

@@ -32,6 +32,12 @@ class Constants:
         self._module = module
         self._inputs = dict(inputs or {})
         self._found: dict[Node, Tensor | None] = {}
+        # Attributes that the graph itself changes.
+        self._written = {
+            str(node.target)
+            for node in module.graph.nodes
+            if node.op == "get_attr" and any(_writes(user, node) for user in node.users)
+        }
 
     def value(self, node: Any) -> Tensor | None:
         """The value of a node that depends on constants alone, as it is computed once and kept; else None."""
@@ -48,13 +54,15 @@ class Constants:
         if not isinstance(node, Node):
             return True
         if node.op == "get_attr":
-            return True
+            return str(node.target) not in self._written
         if node.op == "placeholder":
             return node.name in self._inputs
         return _is_pure(node) and all(self.is_constant(needed) for needed in node.all_input_nodes)
 
     def _evaluated(self, node: Node) -> Tensor | None:
         if node.op == "get_attr":
+            if not self.is_constant(node):
+                return None
             found: Any = _get_attr(self._module, str(node.target))
             return found.detach() if type(found) is torch.nn.Parameter else found
         if node.op == "placeholder":
@@ -68,6 +76,17 @@ class Constants:
         with with_values():
             value: Tensor | None = node.target(*args, **kwargs)  # type: ignore[operator]
         return value
+
+
+def _writes(user: Node, node: Node) -> bool:
+    """Whether a call changes one of its arguments in place."""
+    if not isinstance(user.target, torch._ops.OpOverload):
+        return False
+    arguments = user.target._schema.arguments
+    return any(
+        argument.alias_info is not None and argument.alias_info.is_write and given is node
+        for argument, given in zip(arguments, user.args, strict=False)
+    )
 
 
 def _is_pure(node: Node) -> bool:

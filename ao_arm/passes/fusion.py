@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -174,7 +175,8 @@ def _shape(layer: Layer) -> tuple[int, int]:
 
 def _name(node: Node) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]).removeprefix("L['self'].") or node.name if stack else node.name
+    # Dynamo writes L['self'].layer where export writes layer.
+    return re.sub(r"^L\['\w+'\]\.?", "", str(stack[-1][0])) or node.name if stack else node.name
 
 
 def _erase_what_is_unused(module: GraphModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -80,12 +81,13 @@ def layer_of_product(product: Node, constants: Constants) -> Layer:
     transposed = constants.value(given["mat2"])
     if transposed is None:
         raise Unfit("its weight is no constant of the graph")
+    n = transposed.shape[1]
     chain = [product]
     while len(users(chain[-1])) == 1 and _carries_on(users(chain[-1])[0]):
         chain.append(users(chain[-1])[0])
     for node in reversed(chain[1:]):
         found = match(EPILOGUE, node)
-        if found is None or not _is_bias(found.kwargs.get("bias"), transposed.shape[1]):
+        if found is None or not _is_bias(found.kwargs.get("bias"), n) or not _scale_columns_and_rows(found.kwargs, n):
             continue
         # A view behind the layer is none of it.
         while is_view(node):
@@ -110,6 +112,16 @@ def _is_bias(bias: Any, n: int) -> bool:
     return bias is None or (isinstance(bias, Node) and shape_of(bias) == (n,))
 
 
+def _scale_columns_and_rows(found: dict[str, Any], n: int) -> bool:
+    """Whether the scales of the weight stand along its n output channels, and those of activations along rows."""
+    columns, rows = (shape_of(node) or (1,) for node in (found["weight_scale"], without(is_view, found["scale"])))
+    return columns[-1] in (n, 1) and prod(columns) in (n, 1) and _is_one(rows[-1])
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1
+
+
 def _activations(lhs: Node, found: dict[str, Any], qdata: torch.Tensor, constants: Constants) -> Activations:
     """The activations with the scale and the zero point that the epilogue has."""
     shifted = match(_SHIFTED, lhs) if dtype_of(lhs) == torch.uint8 else None
@@ -130,7 +142,7 @@ def _activations(lhs: Node, found: dict[str, Any], qdata: torch.Tensor, constant
     if known is not None and known.numel() == 1:
         return Activations(integers, float(known), _integer(zero_point, constants), False)
     shape = shape_of(scale)
-    per_token = shape is None or not all(isinstance(size, int) and size == 1 for size in shape)
+    per_token = shape is None or not all(_is_one(size) for size in shape)
     return Activations(without(is_view_of_tokens, integers), scale, zero_point, per_token)
 
 

@@ -12,7 +12,7 @@ from torch.fx import Node
 from ..quantize import FLOATS
 from .constants import Constants
 from .layers import Unfit, Weight
-from .matching import arguments, dtype_of, is_view, without
+from .matching import arguments, dtype_of, is_view, shape_of, without
 from .traced_patterns import dequantization_patterns
 
 _torchao, _pt2e = torch.ops.torchao, torch.ops.quantized_decomposed
@@ -25,9 +25,20 @@ def dequantized_weight(node: Node, constants: Constants) -> Weight | None:
     Raises:
         Unfit: if it is quantized, but in a way that no op takes.
     """
-    node = without(is_view, node)
+    shape, node = shape_of(node) if isinstance(node, Node) else None, without(is_view, node)
     if not isinstance(node, Node):
         return None
+    weight = _read(node, constants)
+    if weight is not None and (shape is None or [size for size in shape if size != 1] != _sides(weight)):
+        raise Unfit(f"its weight of shape {tuple(weight.qdata.shape)} is multiplied in the shape {shape}")
+    return weight
+
+
+def _sides(weight: Weight) -> list[int]:
+    return [size for size in weight.qdata.shape if size != 1]
+
+
+def _read(node: Node, constants: Constants) -> Weight | None:
     for packet, read in _READERS.items():
         if getattr(node.target, "overloadpacket", None) is packet:
             given = arguments(node)

@@ -48,6 +48,9 @@ class Replacer:
         """
         packed = self._pack(layer.weight)
         shape = _free_shape(layer)
+        one_scale = not layer.activations.per_token and not layer.weight.group_size
+        if dtype_of(layer.activations.integers) == torch.uint8 and not one_scale:
+            raise Unfit("its activations are uint8, which is taken with a single scale and an 8-bit weight only")
         with self._graph.inserting_before(layer.node):
             made = self._call(layer, packed)
             wanted = dtype_of(layer.node)
