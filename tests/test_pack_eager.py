@@ -2,9 +2,11 @@
 
 import copy
 import gc
+import platform
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cases
@@ -25,13 +27,24 @@ ENGINES = [engine for engine in torch.backends.quantized.supported_engines if en
 K, N = 97, 33
 
 
+@contextmanager
+def running_on(engine: str) -> Iterator[str]:
+    """Skips the test where torch has no such engine."""
+    if engine not in ENGINES:
+        pytest.skip(f"torch has no {engine} here")
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine
+    try:
+        yield engine
+    finally:
+        torch.backends.quantized.engine = before
+
+
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each library that torch multiplies quantized tensors with here."""
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = request.param
-    yield request.param
-    torch.backends.quantized.engine = before
+    with running_on(request.param) as name:
+        yield name
 
 
 def quantized_weight(per_channel: bool, n: int = N, k: int = K, zero_point: int = 0) -> Tensor:
@@ -72,6 +85,32 @@ def inputs(shapes: Any = ((1, K), (7, K), (2, 3, K), (0, K))) -> list[Tensor]:
     return [first, second.abs() + 0.5, third * 30, *rest, torch.zeros(2, K), -torch.rand(3, K)]
 
 
+def assert_as_before(actual: Tensor, before: Tensor, by_definition: Tensor, engine: str, bias: Tensor | None) -> None:
+    """What it has to give, which is what the stock layer gave.
+
+    On AArch64 (torch 2.10) the engine onednn has wrong results for several rows of some layers with a scale for each
+    channel, whose calls before had other scales or rows: there, the definition alone decides.
+    """
+    case = tuple(actual.shape)
+    stock.assert_near(actual, by_definition, stock.SAME_INTEGERS, bias, case)
+    if engine != "onednn" or platform.machine() != "aarch64":
+        stock.assert_near(actual, before, stock.SAME_INTEGERS, bias, case)
+
+
+def by_definition(layer: Any, x: Tensor) -> Tensor:
+    """A stock dynamic layer's output by torch's own integers."""
+    weight, bias = layer.weight(), layer.bias()
+    if x.numel() == 0:
+        return torch.empty(*x.shape[:-1], weight.shape[0])
+    scale, zero_point = torch._choose_qparams_per_tensor(x, layer.version is not None and layer.version >= 4)
+    steps = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8).int_repr().double() - zero_point
+    per_channel = weight.qscheme() == torch.per_channel_affine
+    scales = weight.q_per_channel_scales() if per_channel else torch.tensor(weight.q_scale()).double()
+    output = (steps @ weight.int_repr().double().t()) * (scale * scales)
+    output = output if bias is None else output + bias
+    return (output.relu() if "ReLU" in type(layer).__name__ else output).float()
+
+
 # --- dynamic ---
 
 
@@ -82,7 +121,7 @@ def inputs(shapes: Any = ((1, K), (7, K), (2, 3, K), (0, K))) -> list[Tensor]:
 def test_dynamic_layers_give_what_they_gave(name: str, per_channel: bool, bias: bool, engine: str) -> None:
     model = nn.Sequential(layer_of(DYNAMIC[name], per_channel, bias))
     weight = model[0].weight()
-    before = [(x, model(x)) for x in inputs()]
+    before = [(x, model(x), by_definition(model[0], x)) for x in inputs()]
     (entry,) = report = pack_(model)
     layer = model[0]
     assert report.taken == report and type(layer) is PackedDynamicLinear
@@ -91,19 +130,19 @@ def test_dynamic_layers_give_what_they_gave(name: str, per_channel: bool, bias: 
     assert ("7 bits" in entry.note) == (engine != "qnnpack")
     assert torch.equal(layer.packed_weight.qdata, weight.int_repr())
     assert layer.packed_weight.get_layout().weight_granularity == ("per_channel" if per_channel else "per_tensor")
-    for x, expected in before:
-        stock.assert_near(layer(x), expected, stock.SAME_INTEGERS, layer.bias, x.shape)
+    for x, *expected in before:
+        assert_as_before(layer(x), *expected, engine, layer.bias)
 
 
 @torch.no_grad()
 def test_dynamic_layers_of_old_checkpoints_use_all_bits(engine: str) -> None:
     model = nn.Sequential(layer_of(DYNAMIC["Linear"]))
     model[0].version = 3
-    before = [(x, model(x)) for x in inputs()]
+    before = [(x, model(x), by_definition(model[0], x)) for x in inputs()]
     (entry,) = pack_(model).taken
     assert entry.note == "" and "7 bits" not in entry.scheme
-    for x, expected in before:
-        stock.assert_near(model(x), expected, stock.SAME_INTEGERS, model[0].bias)
+    for x, *expected in before:
+        assert_as_before(model(x), *expected, engine, model[0].bias)
 
 
 @torch.no_grad()
@@ -117,10 +156,17 @@ def test_the_range_of_dynamic_layers_may_be_widened() -> None:
     assert "7 bits" not in model[0].scheme
 
 
-@pytest.mark.parametrize("name", ["default", "per_channel", "float16"])
+@pytest.mark.parametrize(
+    ("name", "engine"), [("default", "x86"), ("default", "qnnpack"), ("per_channel", "qnnpack"), ("float16", "fbgemm")]
+)
 @torch.no_grad()
-def test_models_of_quantize_dynamic(name: str) -> None:
+def test_models_of_quantize_dynamic(name: str, engine: str) -> None:
     """As people make them."""
+    with running_on(engine):
+        check_quantize_dynamic(name)
+
+
+def check_quantize_dynamic(name: str) -> None:
     from torch.ao import quantization
 
     config = getattr(quantization, f"{name}_dynamic_qconfig")
@@ -224,11 +270,9 @@ def test_what_is_not_quantized_is_refused() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.skipif("onednn" not in ENGINES, reason="no engine here takes qint8")
 def test_signed_activations() -> None:
-    before = torch.backends.quantized.engine
-    try:
-        torch.backends.quantized.engine = "onednn"
+    """Which onednn alone takes."""
+    with running_on("onednn"):
         model = nn.Sequential(layer_of(STATIC["Linear"]))
         model[0].scale, model[0].zero_point = 0.2, 3
         x = torch.quantize_per_tensor(torch.randn(7, K), 0.03, -5, torch.qint8)
@@ -236,8 +280,6 @@ def test_signed_activations() -> None:
         pack_(model)
         assert model(x).dtype == expected.dtype == torch.qint8
         assert (model(x).int_repr().int() - expected.int_repr().int()).abs().max() <= 1
-    finally:
-        torch.backends.quantized.engine = before
 
 
 # --- what is left, and what both have in common ---
@@ -267,8 +309,9 @@ def hooked(layer: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", LEFT)
 def test_what_cannot_be_replaced_stays_as_it_was(name: str) -> None:
     make, reason = LEFT[name]
-    left = make()
-    model = nn.Sequential(left, layer_of(DYNAMIC["Linear"]))
+    with running_on("qnnpack"):  # which packs all of them
+        left = make()
+        model = nn.Sequential(left, layer_of(DYNAMIC["Linear"]))
     explained = {layer.name: layer for layer in ao_arm.explain(model)}
     report = pack_(model)
     assert model[0] is left and [entry.name for entry in report.taken] == ["1"]

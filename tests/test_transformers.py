@@ -7,13 +7,20 @@ from typing import Any
 
 import cases
 import pytest
+import stock
 import torch
 from models import (
     quantized_layers,
 )
 from torch import Tensor
 from torchao.core.config import AOBaseConfig
-from torchao.quantization import FqnToConfig, quantize_
+from torchao.quantization import (
+    FqnToConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8DynamicActivationIntxWeightConfig,
+    PerGroup,
+    quantize_,
+)
 from torchao.quantization.quant_primitives import MappingType
 
 import ao_arm
@@ -73,3 +80,45 @@ def test_transformers_quantizes_saves_and_loads(scheme: str, pretrained: Path, t
     assert quantized_layers(back) == quantized_layers(by_us)
     assert cases.same_bits(outputs(back), outputs(by_us))
     assert back.config.quantization_config.quant_type == config.quant_type
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_transformers_loads_with_torchaos_configurations_is_packed(
+    bits: int, pretrained: Path, tmp_path: Path
+) -> None:
+    """In a model that transformers quantized, and in one that it saved and loads."""
+    transformers = pytest.importorskip("transformers")
+    tokens = torch.randint(1000, 20000, (2, 12))
+    config = {
+        8: Int8DynamicActivationInt8WeightConfig(version=2),
+        4: Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(32)),
+    }[bits]
+
+    def calls(model: torch.nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        """What went into each linear layer, and what came out. Of layers that follow each other differences grow: a
+        last bit is now and then a step of the next one's activations."""
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+        handles = [
+            layer.register_forward_hook(lambda _, x, y, name=name: seen.__setitem__(name, (x[0], y)))
+            for name, layer in layers
+        ]
+        model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        for handle in handles:
+            handle.remove()
+        assert len(seen) == len(layers) > 30
+        return seen
+
+    model = transformers.AutoModel.from_pretrained(
+        pretrained, dtype=torch.float32, quantization_config=transformers.TorchAoConfig(config)
+    )
+    model.save_pretrained(tmp_path)
+    for quantized in (model, transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float32)):
+        before = calls(quantized)
+        report = ao_arm.pack_(quantized)
+        assert {entry.name for entry in report.taken} == {*quantized_layers(quantized)} == {*before} and not report.left
+        for name, (x, expected) in before.items():
+            layer = quantized.get_submodule(name)
+            tolerance = stock.SAME_INTEGERS if bits == 8 else stock.FLOAT_PRODUCT
+            stock.assert_near(layer(x), expected, tolerance, layer.bias, name)
