@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from . import kernels, text_table
+from . import kernels, stock_modules, text_table
 from .affine_quantized import packed_weight_of
 from .calibration import observer_of
 from .pack_model import Found, find
-from .stock_modules import PackedEagerLinear
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ def explain(model: torch.nn.Module) -> Explanation:
     stock = {place.name: found for found in find(model) for place in found.places}
     layers = []
     for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) and name in stock and len(stock[name].shape) == 2:
-            layers.append(_of_stock(name, stock[name]))
+        if stock_modules.source_of(module) is not None:
+            layers += _of_stock(name, stock[name])
             continue
         for parameter_name, parameter in module.named_parameters(recurse=False):
             full_name = f"{name}.{parameter_name}" if parameter_name != "weight" else name
@@ -74,11 +73,11 @@ def explain(model: torch.nn.Module) -> Explanation:
             if packed is not None:
                 info = packed._info()
                 rejected = {kernel.id: kernel.reasons for kernel in kernels.list(*packed.problem) if kernel.reasons}
-                scheme = module.scheme if isinstance(module, PackedEagerLinear) else packed.scheme
+                scheme = module.scheme if isinstance(module, stock_modules.PackedEagerLinear) else packed.scheme
                 shape, packing_format = packed.weight_shape, info["packing_format"]
                 layers.append(LayerExplanation(full_name, shape, scheme, info["kernel"], packing_format, rejected))
             elif full_name in stock:
-                layers.append(_of_stock(full_name, stock[full_name]))
+                layers += _of_stock(full_name, stock[full_name])
             elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
                 n, k = parameter.shape
                 state = "not quantized" if observer_of(module) is None else "prepared, not converted"
@@ -86,7 +85,10 @@ def explain(model: torch.nn.Module) -> Explanation:
     return Explanation(layers)
 
 
-def _of_stock(name: str, found: Found) -> LayerExplanation:
+def _of_stock(name: str, found: Found) -> list[LayerExplanation]:
+    """A layer that a stock tool quantized; nothing if it is no linear one."""
+    if len(found.shape) != 2:
+        return []
     n, k = found.shape
     scheme, refused = f"quantized by {found.source}", ""
     try:
@@ -95,4 +97,4 @@ def _of_stock(name: str, found: Found) -> LayerExplanation:
         refused = str(error)
     else:
         scheme += ": ao_arm.pack_(model) takes it over"
-    return LayerExplanation(name, (n, k), scheme, "torch", not_packed=refused)
+    return [LayerExplanation(name, (n, k), scheme, "torch", not_packed=refused)]

@@ -216,17 +216,30 @@ def _found(thing: torch.nn.Module | torch.Tensor) -> Found | None:
 
 
 def _things(model: torch.nn.Module) -> Iterator[tuple[_Place, torch.nn.Module | torch.nn.Parameter]]:
-    """Every module and every parameter of a model at every place; what shares a module with another name only once."""
+    """Every module at every place that it has in a model, and every parameter of each module."""
     seen: set[int] = set()
-    for name, module in model.named_modules(remove_duplicate=False):
-        parent, _, attribute = name.rpartition(".")
-        yield _Place(name, model.get_submodule(parent) if name else None, attribute), module
+    for place, module in _modules(_Place("", None, ""), model, ()):
+        yield place, module
         if id(module) in seen:
             continue
         seen.add(id(module))
+        name = place.name
         for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             qualified = ".".join(part for part in (name, attribute) if part)
             yield _Place(name if attribute == "weight" else qualified, module, attribute), parameter
+
+
+def _modules(
+    place: _Place, module: torch.nn.Module, around: tuple[torch.nn.Module, ...]
+) -> Iterator[tuple[_Place, torch.nn.Module]]:
+    """As ``named_modules(remove_duplicate=False)``, which would not end where a module contains itself."""
+    if any(module is outer for outer in around):
+        return
+    yield place, module
+    for attribute, child in list(module._modules.items()):
+        if child is not None:
+            name = f"{place.name}.{attribute}" if place.name else attribute
+            yield from _modules(_Place(name, module, attribute), child, (*around, module))
 
 
 def _misplaced(place: _Place, shared: bool) -> str:

@@ -96,6 +96,9 @@ class PackedDynamicLinear(PackedEagerLinear):
     """Computes what ``torch.ao.nn.quantized.dynamic.Linear`` does: one scale and one uint8 zero point for all of the
     input, chosen by its range as ``torch._choose_qparams_per_tensor`` does.
 
+    On Arm the integers are the same. On x86, torch rounds a value that lies between two integers to the one that is
+    even with the zero point added: where that is odd, the integer differs by one.
+
     Args:
         weight, bias, relu: as for ``PackedEagerLinear``.
         reduce_range: whether activations take 7 bits, which old x86 CPUs need. May be changed: 8 bits are more

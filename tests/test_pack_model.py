@@ -13,6 +13,7 @@ import stock
 import torch
 from stock import WAYS, Way, layer_by, output, rows
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torchao.quantization import (
     Int8DynamicActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
@@ -280,6 +281,8 @@ LEFT: dict[str, Any] = {
         "int8 weights with zero points",
     ),
     "unknown activations of Intx": lambda: (changed(INT4, activation_quantization="int2"), "does not know.*int2"),
+    "packed for another kernel": lambda: (holding(opaque()), "packed for another library's kernel"),
+    "plain 4 bits": lambda: (holding(plain_int4()), "its activations are floats"),
     "blocks of columns": lambda: (
         changed(INT8, block_size=[stock.N, 1], scale=torch.ones(1, stock.N)),
         r"blocks of \(33, 1\)",
@@ -311,6 +314,7 @@ LEFT: dict[str, Any] = {
         "act_pre_scale is torch.float64",
     ),
     "NaN among scales": lambda: (changed(INT8, scale=torch.full((stock.N, 1), torch.nan)), "positive, finite"),
+    "experts": lambda: (experts(), "it is the experts of Module, and ao_arm packs the weights of nn.Linear layers"),
     "embedding": lambda: (embedding(), "weight of Embedding, which looks up rows"),
     "in_proj_weight": in_projection,
     "parametrized": lambda: (in_a_parametrization(), "original of ParametrizationList"),
@@ -324,6 +328,47 @@ LEFT: dict[str, Any] = {
         "its activations are floats",
     ),
 }
+
+
+def holding(weight: Tensor) -> nn.Linear:
+    layer = stock.float_layer(stock.N, stock.K)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+def opaque() -> Tensor:
+    """As torchao's own kernels pack it, where they are built."""
+    from torchao.quantization.quantize_.workflows import IntxOpaqueTensor, IntxPackingFormat
+
+    shape = torch.Size((stock.N, stock.K))
+    packed = torch.zeros(shape.numel() // 2, dtype=torch.uint8)
+    layout = IntxPackingFormat.OPAQUE_TORCHAO_AUTO
+    made: Tensor = IntxOpaqueTensor(packed, 4, [1, 32], shape, torch.float32, False, False, layout)
+    return made
+
+
+def plain_int4() -> Tensor:
+    """As torchao quantizes it on other devices."""
+    from torchao.quantization import Int4Tensor
+
+    shape = torch.Size((stock.N, stock.K))
+    scale = torch.ones(stock.K // 32, stock.N, dtype=torch.bfloat16)
+    qdata = torch.zeros(stock.N, stock.K // 2, dtype=torch.int8)
+    made: Tensor = Int4Tensor(qdata, scale, torch.zeros_like(scale), [1, 32], shape)
+    return made
+
+
+def experts() -> nn.Module:
+    """Several weights in one, as mixtures of experts have them."""
+    from torchao.quantization import Int8Tensor
+
+    made, weight = nn.Module(), layer_by(INT8).weight
+    stacked = torch.stack([weight.qdata, weight.qdata]), torch.stack([weight.scale, weight.scale])
+    made.experts = nn.Parameter(
+        Int8Tensor(*stacked, [1, 1, stock.ODD_K], torch.float32, act_quant_kwargs=weight.act_quant_kwargs),
+        requires_grad=False,
+    )
+    return made
 
 
 def embedding() -> nn.Module:
@@ -392,6 +437,9 @@ def test_the_report_prints_a_table_with_reasons_and_notes() -> None:
             "int4": layer_by(INT4, torch.bfloat16),
         }
     )
+    explanation = str(ao_arm.explain(model)).splitlines()
+    assert [line for line in explanation if line.startswith("not for ao_arm.pack_: its activations are floats")]
+    assert sum("pack_(model) takes it over" in line for line in explanation) == 2
     report = pack_(model)
     header, _, first, *middle, last, reason, note = str(report).splitlines()
     assert header.split("  ")[0] == "layer" and header.endswith("packed as")
@@ -418,6 +466,12 @@ def test_the_model_may_be_the_layer() -> None:
     layer = layer_by(INT8)
     assert [entry.name for entry in pack_(layer).taken] == [""]
     assert packed_weight_of(layer.weight) is not None
+
+
+def test_a_module_that_contains_itself_is_walked_once() -> None:
+    model = nn.Sequential(layer_by(INT8))
+    model[0].add_module("outer", model)
+    assert [entry.name for entry in pack_(model).taken] == ["0"]
 
 
 def test_packing_twice_finds_nothing_more() -> None:
@@ -451,12 +505,14 @@ def test_nothing_keeps_the_old_integers(way: Way) -> None:
     model = nn.Sequential(layer_by(way))
     weight: Any = model[0].weight
     held = getattr(weight, "original_weight_tensor", weight)
-    qdata = held.qdata if hasattr(held, "qdata") else held.tensor_impl.int_data
-    references = [weakref.ref(thing) for thing in (qdata, qdata.untyped_storage(), weight)]
-    del weight, held, qdata
+    tensors = [held.qdata, held.scale] if hasattr(held, "qdata") else [*held.tensor_impl.get_plain()[:2]]
+    memory = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
+    references = [weakref.ref(thing) for thing in (*tensors, weight)]
+    del weight, held, tensors
     report = pack_(model)
     gc.collect()
-    assert report.taken and not any(reference() is not None for reference in references)
+    assert report.taken and all(part.expired() for part in memory)
+    assert not any(reference() is not None for reference in references)
 
 
 @torch.no_grad()
