@@ -118,8 +118,8 @@ def _by_elements(node: Node, constants: Constants) -> Weight | None:
         return _checked(qdata, scale, zero_point, qdata.shape[1] // groups, None)
     if is_cast(node) and constants.is_constant(node) and dtype_of(without(is_view_or_cast, node)) in _INTEGERS:
         raise Unfit(
-            "its weight's integers are multiplied as floats, as where weights alone are quantized, and ops multiply them "
-            "by integers"
+            "its weight's integers are multiplied as floats, as where weights alone are quantized, and ops multiply "
+            "them by integers"
         )
     if constants.is_constant(node) and _comes_from_integers(node):
         raise Unfit("its weight is dequantized, but not in a way that is known")
