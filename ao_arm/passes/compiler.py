@@ -17,8 +17,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from .constants import with_values
 from .fusion import FusionReport, fuse_, warn_of_left
 
-#: The reports of graphs that were compiled, the newest last.
+_NOTHING_IS_HELD = (
+    "This graph takes weights as inputs: set torch._inductor.config.freezing = True before and call the model in "
+    'torch.no_grad(), or compile it with backend="ao_arm"'
+)
 _KEPT_REPORTS = 64
+#: The reports of graphs that were compiled, the newest last.
 _reports: list[FusionReport] = []
 
 
@@ -30,13 +34,15 @@ class FuseQuantizedLinear(CustomGraphPass):
         module = graph.owning_module
         if module is None:
             return
-        report = fuse_(module, _constants(graph), torch.ops.prims.convert_element_type.default)
+        constants = _constants(graph)
+        report = fuse_(module, constants, torch.ops.prims.convert_element_type.default)
         mode = torch._guards.detect_fake_mode([node.meta.get("val") for node in graph.nodes])
         if mode is not None and report.fused:  # packed weights are attributes of the graph, with values
             mode.allow_non_fake_inputs = True
         _reports.append(report)
         del _reports[:-_KEPT_REPORTS]
-        warn_of_left(report)
+        held = constants or any(node.op == "get_attr" for node in graph.nodes)
+        warn_of_left(report, "" if held else _NOTHING_IS_HELD)
 
     def uuid(self) -> Any | None:
         """None: what is compiled holds weights that no cache of graphs knows."""

@@ -130,12 +130,13 @@ def quantized_layers(module: GraphModule, constants: Constants) -> FusionReport:
     return FusionReport(report)
 
 
-def warn_of_left(report: FusionReport) -> None:
-    """One warning about all layers that were left."""
+def warn_of_left(report: FusionReport, advice: str = "") -> None:
+    """One warning about all layers that were left, with what to do about it, if that is known."""
     if report.left:
         shown = "; ".join(f"{layer.name}: {layer.reason}" for layer in report.left[:3])
         more = f"; and {len(report.left) - 3} more" if len(report.left) > 3 else ""
-        warnings.warn(f"{len(report.left)} quantized linear layers were left as they were: {shown}{more}", stacklevel=3)
+        told = f"{len(report.left)} quantized linear layers were left as they were: {shown}{more}"
+        warnings.warn(told + (advice and f". {advice}"), stacklevel=3)
 
 
 def _fused(module: GraphModule, constants: Constants, cast: Any) -> FusionReport:

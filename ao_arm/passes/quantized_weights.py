@@ -12,7 +12,7 @@ from torch.fx import Node
 from ..quantize import FLOATS
 from .constants import Constants
 from .layers import Unfit, Weight
-from .matching import arguments, dtype_of, is_view, shape_of, without
+from .matching import arguments, dtype_of, is_cast, is_view, is_view_or_cast, shape_of, without
 from .traced_patterns import dequantization_patterns
 
 _torchao, _pt2e = torch.ops.torchao, torch.ops.quantized_decomposed
@@ -116,6 +116,11 @@ def _by_elements(node: Node, constants: Constants) -> Weight | None:
         groups = scale.shape[1] if scale.dim() == 2 else 1
         zero_point = _optional(given.get("zero_point"), constants)
         return _checked(qdata, scale, zero_point, qdata.shape[1] // groups, None)
+    if is_cast(node) and constants.is_constant(node) and dtype_of(without(is_view_or_cast, node)) in _INTEGERS:
+        raise Unfit(
+            "its weight's integers are multiplied as floats, as where weights alone are quantized, and ops multiply "
+            "them by integers"
+        )
     if constants.is_constant(node) and _comes_from_integers(node):
         raise Unfit("its weight is dequantized, but not in a way that is known")
     return None
