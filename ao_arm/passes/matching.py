@@ -80,6 +80,18 @@ def users(node: Node) -> list[Node]:
     return [user for user in node.users if user.target not in ASSERTIONS]
 
 
+def spreads_over_rows(match: Match, ops: Iterable[Any]) -> bool:
+    """Whether the second operands of a match's calls of some ops hold one number for each row, or a single one."""
+    others = [arguments(node)["other"] for node in match.nodes if node.target in ops]
+    shapes = [shape_of(other) for other in others if isinstance(other, Node)]
+    return all(shape is not None and (not shape or is_one(shape[-1])) for shape in shapes)
+
+
+def is_one(size: Any) -> bool:
+    """Whether a size is known to be 1."""
+    return isinstance(size, int) and size == 1
+
+
 def dtype_of(node: Node) -> torch.dtype | None:
     """The dtype of a node's value, or None if that is no tensor or not known."""
     return getattr(node.meta.get("val"), "dtype", None)
