@@ -10,6 +10,7 @@ from graphs import (
     DECOMPOSED,
     DYNAMIC,
     GROUPED,
+    OWN_WAY,
     PRODUCTS,
     QUANTIZED,
     STATIC,
@@ -553,8 +554,8 @@ def int_mm(
 @pytest.mark.parametrize("weight_scale", [(K,), (1, K), (1,)], ids=str)
 def test_activations_that_are_quantized_in_a_way_of_their_own(weight_scale: Any, bias: Any) -> None:
     """Nothing that is known stands in front, so that an op takes the integers and the scales."""
-    tokens = int_mm(lambda x: x.abs().amax(-1, keepdim=True), weight_scale, bias)
-    assert_fused(tokens, [QUANTIZED], torch.randn(K, K) * 40)
+    tokens, op = int_mm(lambda x: x.abs().amax(-1, keepdim=True), weight_scale, bias), f"ao_arm::{OWN_WAY[2].strip('`')}"
+    assert_fused(tokens, [op], torch.randn(K, K) * 40)
     smoothed = int_mm(lambda x: torch.exp(x[:, :1] / 100), weight_scale, bias)
     assert_fused(smoothed, [QUANTIZED], torch.randn(K, K) * 40)
 
