@@ -15,6 +15,17 @@ def a_model() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(64, 32)).eval().requires_grad_(False)
 
 
+def test_what_is_no_graph_is_told_where_to_go() -> None:
+    model = a_model()
+    program = torch.export.export(model, (torch.randn(3, 64),))
+    for given in (model, program.module()):
+        with pytest.raises(ValueError, match=r"ExportedProgram, not \w+: fuse_ takes graph modules, and ao_arm.pack_"):
+            ao_arm.passes.fuse(given)  # type: ignore[arg-type]
+    for given in (model, program):
+        with pytest.raises(ValueError, match=r"GraphModule, not \w+: fuse takes exported programs, and ao_arm.pack_"):
+            ao_arm.passes.fuse_(given)  # type: ignore[arg-type]
+
+
 def test_of_weights_that_alone_are_quantized() -> None:
     model, x = a_model(), torch.randn(3, 64)
     quantize_(model, Int8WeightOnlyConfig(version=2))
