@@ -1,15 +1,23 @@
-"""What became of a model's linear layers: which kernel serves each, and why no other one."""
+"""What became of linear layers in a model, a graph or a program: which kernel serves each, and why no other one."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
-from . import kernels, stock_modules, text_table
+from . import _ops, kernels, stock_modules, text_table
 from .affine_quantized import packed_weight_of
 from .calibration import observer_of
 from .pack_model import Found, find
+from .passes.constants import Constants, constants_of_program
+from .passes.fusion import quantized_layers
+from .passes.served import ServedLayer, served_layers
 
 
 @dataclass(frozen=True)
@@ -17,14 +25,14 @@ class LayerExplanation:
     """How one layer is computed.
 
     Attributes:
-        name: the layer's qualified name in the model.
-        shape: (n, k) of its weight.
+        name: the layer's qualified name in the model; in a graph without names of modules, that of its node.
+        shape: (n, k) of its weight; of a layer in a graph that could not be read, (0, 0).
         scheme: how it is quantized, or "not quantized", or "prepared, not converted" if an observer sees its inputs; of
             what torchao or torch.ao quantized, by which class, and whether ``pack_`` takes it over.
         kernel: the kernel's id, or "torch" for layers that are not quantized by ao_arm.
         packing_format: how the kernel arranged the weight.
         rejected: for each kernel that could not be taken, its reasons.
-        not_packed: why ``pack_`` would leave what torchao or torch.ao quantized.
+        reason: of a layer that another tool quantized: why ``pack_``, or a pass, would leave it.
     """
 
     name: str
@@ -33,7 +41,7 @@ class LayerExplanation:
     kernel: str
     packing_format: str = ""
     rejected: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    not_packed: str = ""
+    reason: str = ""
 
 
 class Explanation(tuple[LayerExplanation, ...]):
@@ -42,7 +50,7 @@ class Explanation(tuple[LayerExplanation, ...]):
     def __str__(self) -> str:
         header = ("layer", "n x k", "scheme", "kernel", "packing format")
         rows = [
-            (layer.name, f"{layer.shape[0]} x {layer.shape[1]}", layer.scheme, layer.kernel, layer.packing_format)
+            (layer.name, "{} x {}".format(*layer.shape), layer.scheme, layer.kernel, layer.packing_format)
             for layer in self
         ]
         lines = text_table.with_rule(header, rows)
@@ -51,38 +59,48 @@ class Explanation(tuple[LayerExplanation, ...]):
             f"not {kernel}: {'; '.join(why)}" for layer in self for kernel, why in layer.rejected.items()
         )
         lines += reasons
-        lines += dict.fromkeys(f"not for ao_arm.pack_: {layer.not_packed}" for layer in self if layer.not_packed)
+        alike: dict[str, list[str]] = {}
+        for layer in self:
+            alike.setdefault(layer.reason, []).append(layer.name)
+        lines += [f"{text_table.listed(names)}: {reason}" for reason, names in alike.items() if reason]
         return "\n".join(lines)
 
 
-def explain(model: torch.nn.Module) -> Explanation:
+def explain(model: torch.nn.Module | ExportedProgram) -> Explanation:
     """Per linear layer: the scheme, the kernel chosen when its weight was packed, and why each other one was not.
 
     Args:
-        model: any module; layers that ao_arm did not quantize are listed too.
+        model: any module; layers that ao_arm did not quantize are listed too. Of exported programs and graph modules,
+            fused or not, the layers that are ops of ours, and those that are quantized but are none, with the reason.
     """
+    if isinstance(model, ExportedProgram):
+        graph = model.graph_module
+        return Explanation(_of_graph(graph, constants_of_program(model, graph), ""))
     stock = {place.name: found for found in find(model) for place in found.places}
-    layers = []
+    layers: list[LayerExplanation] = []
     for name, module in model.named_modules():
-        if stock_modules.source_of(module) is not None:
+        if isinstance(module, GraphModule):
+            layers += _of_graph(module, Constants(module), f"{name}." if name else "")
+        elif stock_modules.source_of(module) is not None:
             layers += _of_stock(name, stock[name])
-            continue
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            full_name = f"{name}.{parameter_name}" if parameter_name != "weight" else name
-            packed = packed_weight_of(parameter)
-            if packed is not None:
-                info = packed._info()
-                rejected = {kernel.id: kernel.reasons for kernel in kernels.list(*packed.problem) if kernel.reasons}
-                scheme = module.scheme if isinstance(module, stock_modules.PackedEagerLinear) else packed.scheme
-                shape, packing_format = packed.weight_shape, info["packing_format"]
-                layers.append(LayerExplanation(full_name, shape, scheme, info["kernel"], packing_format, rejected))
-            elif full_name in stock:
-                layers += _of_stock(full_name, stock[full_name])
-            elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
-                n, k = parameter.shape
-                state = "not quantized" if observer_of(module) is None else "prepared, not converted"
-                layers.append(LayerExplanation(full_name, (n, k), f"{state} ({parameter.dtype})", "torch"))
+        else:
+            layers += _of_module(module, name, stock)
     return Explanation(layers)
+
+
+def _of_module(module: torch.nn.Module, name: str, stock: dict[str, Found]) -> Iterator[LayerExplanation]:
+    for parameter_name, parameter in module.named_parameters(recurse=False):
+        full_name = f"{name}.{parameter_name}" if parameter_name != "weight" else name
+        packed = packed_weight_of(parameter)
+        if packed is not None:
+            scheme = module.scheme if isinstance(module, stock_modules.PackedEagerLinear) else packed.scheme
+            yield _served(full_name, scheme, packed.problem, packed._info())
+        elif full_name in stock:
+            yield from _of_stock(full_name, stock[full_name])
+        elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
+            n, k = parameter.shape
+            state = "not quantized" if observer_of(module) is None else "prepared, not converted"
+            yield LayerExplanation(full_name, (n, k), f"{state} ({parameter.dtype})", "torch")
 
 
 def _of_stock(name: str, found: Found) -> list[LayerExplanation]:
@@ -97,4 +115,33 @@ def _of_stock(name: str, found: Found) -> list[LayerExplanation]:
         refused = str(error)
     else:
         scheme += ": ao_arm.pack_(model) takes it over"
-    return [LayerExplanation(name, (n, k), scheme, "torch", not_packed=refused)]
+    return [LayerExplanation(name, (n, k), scheme, "torch", reason=refused)]
+
+
+def _of_graph(module: GraphModule, constants: Constants, prefix: str) -> Iterator[LayerExplanation]:
+    for layer in served_layers(module, constants):
+        yield _of_op(layer, prefix)
+    for left in quantized_layers(module, constants):
+        shape = left.shape or (0, 0)
+        yield LayerExplanation(prefix + left.name, shape, "quantized, as it was", "torch", reason=left.reason)
+
+
+def _of_op(layer: ServedLayer, prefix: str) -> LayerExplanation:
+    name = prefix + layer.name
+    if layer.packed_weight is None:
+        reason = "its packed weight is no constant of the graph, so that its kernel is not known here"
+        return LayerExplanation(name, (0, 0), layer.scheme, "of its packed weight", reason=reason)
+    info = json.loads(_ops.call(_ops.packed_weight_info, layer.packed_weight))
+    n, k, group_size = info["n"], info["k"], info.get("group_size", 0)
+    floats, zero_points = info.get("scale_dtype") == "float32", info.get("zero_points", False)
+    problem = kernels.Problem(n, k, group_size, floats, zero_points, info.get("full_range", False))
+    weights = "per_channel"
+    if group_size:
+        mapping = "asymmetric" if zero_points else "symmetric"
+        weights = f"{mapping} groups of {group_size}, {info['scale_dtype']} scales"
+    return _served(name, layer.scheme.format(weights=weights), problem, info)
+
+
+def _served(name: str, scheme: str, problem: kernels.Problem, info: dict[str, Any]) -> LayerExplanation:
+    rejected = {kernel.id: kernel.reasons for kernel in kernels.list(*problem) if kernel.reasons}
+    return LayerExplanation(name, problem[:2], scheme, info["kernel"], info["packing_format"], rejected)

@@ -27,7 +27,7 @@ _INT8_WEIGHTS: dict[str, tuple[Any, ...]] = {
 #: Each scheme's accepted values.
 _ACCEPTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "int8_dynamic": {
-        "activation_mapping": ("symmetric", "asymmetric"),
+        "activation_mapping": ("symmetric", "asymmetric", "symmetric_127"),
         "activation_granularity": ("per_token", "per_tensor"),
         "activation_dtype": ("int8",),
         **_INT8_WEIGHTS,
@@ -54,7 +54,8 @@ class ACLPackedLayout(_LayoutBase):
     """How a packed weight is quantized, and how the activations that meet it are.
 
     Attributes:
-        activation_mapping: "symmetric" (zero point 0) or "asymmetric".
+        activation_mapping: "symmetric" (zero point 0) or "asymmetric"; "symmetric_127" of layers that torchao up to
+            0.17 quantized, with max / 127 as the scale of a token and not max / 127.5.
         activation_granularity: "per_token" or "per_tensor"; static activations are "per_tensor".
         weight_granularity: "per_channel" or "per_tensor"; 4-bit weights are "per_group".
         scheme: "int8_dynamic": activations are quantized by their own range, as they come; "int8_static": by a scale
@@ -85,6 +86,10 @@ class ACLPackedLayout(_LayoutBase):
                 raise ValueError(f"{name} must be one of {accepted} for {self.scheme}, not {getattr(self, name)!r}")
         if self.scheme == "int4_grouped" and self.group_size < 1:
             raise ValueError(f"group_size must be at least 1 for {self.scheme}, not {self.group_size}")
+        if self.activation_mapping == "symmetric_127" and self.activation_granularity != "per_token":
+            raise ValueError(
+                "activation_mapping 'symmetric_127' is per token: activation_granularity must be 'per_token'"
+            )
         if self.activation_dtype == "uint8" and self.activation_mapping == "symmetric":
             raise ValueError("uint8 activations have a zero point: activation_mapping must be 'asymmetric'")
 

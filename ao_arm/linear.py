@@ -11,6 +11,7 @@ from . import _ops
 from .quantize import FLOATS
 
 _linear_int8_dynamic = _ops.linear_int8_dynamic
+_linear_int8_quantized = _ops.linear_int8_quantized
 _linear_int8_static = _ops.linear_int8_static
 _linear_qta8a_qga4w = _ops.linear_qta8a_qga4w
 _is_autocast_enabled = torch.is_autocast_enabled
@@ -29,7 +30,7 @@ class PackedWeight(Protocol):
     act_zero_point: Tensor | None
     weight_shape: tuple[int, int]
     transposed: bool
-    _symmetric: bool
+    _symmetric: bool | None
     _per_token: bool
 
 
@@ -60,6 +61,10 @@ def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> T
         if weight.weight_scale is None:
             return _linear_qta8a_qga4w(input, weight.packed_weight, weight.weight_shape[0], bias)
         if weight.act_scale is None or weight.act_zero_point is None:
+            if weight._symmetric is None:
+                return _linear_int8_quantized(
+                    *quantize_to_127(input), None, weight.packed_weight, weight.weight_scale, bias, input.dtype
+                )
             return _linear_int8_dynamic(
                 input, weight.packed_weight, weight.weight_scale, bias, weight._symmetric, weight._per_token
             )
@@ -70,6 +75,25 @@ def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> T
         if weight.weight_scale is None and input.dtype not in FLOATS:  # the op takes more, with scales
             raise ValueError(f"input must be float32, bfloat16 or float16, not {input.dtype}") from None
         raise _ops.user_error(error) from None
+
+
+def quantize_to_127(input: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantizes tokens symmetrically to [-127, 127], as the default of torchao up to 0.17 does (version 1 of
+    ``Int8DynamicActivationInt8WeightConfig``, where activations are float32 or float16).
+
+    Args:
+        input: (..., k), float32, bfloat16 or float16.
+
+    Returns:
+        ``clamp(round(x * (1 / scale)), -127, 127)``, int8, and ``scale = max |x| / 127``, at least 1e-5, computed
+        in the input's dtype, as float32 (..., 1). The scale of a token that holds a NaN or an infinity is that too.
+    """
+    if input.dtype not in FLOATS:
+        raise ValueError(f"input must be float32, bfloat16 or float16, not {input.dtype}")
+    if input.shape[-1] == 0:
+        raise ValueError("input has no columns")
+    scale = (input.abs().amax(dim=-1, keepdim=True) / 127.0).clamp(min=1e-5).float()
+    return torch.round(input * (1.0 / scale)).clamp(-127, 127).to(torch.int8), scale
 
 
 def linear_static(

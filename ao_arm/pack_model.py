@@ -60,13 +60,8 @@ class PackReport(tuple[PackedEntry, ...]):
             by_text: dict[str, list[str]] = {}
             for entry in self:
                 by_text.setdefault(getattr(entry, word), []).append(entry.name)
-            lines += [f"{word} for {_listed(names)}: {text}" for text, names in by_text.items() if text]
+            lines += [f"{word} for {text_table.listed(names)}: {text}" for text, names in by_text.items() if text]
         return "\n".join(lines)
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(name or "the model" for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 @torch.no_grad()

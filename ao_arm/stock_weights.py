@@ -227,15 +227,15 @@ def _affine(
 # --- AffineQuantizedTensor, up to torchao 0.17 ---
 
 _BY_127 = (
-    "symmetric activations take max / 127.5 as their scale, not max / 127 as before: other integers, an error of the "
-    "same size"
+    "activations are quantized by torch's own ops, in front of ours, as before: max / 127 is their scale. What "
+    "ao_arm.acl_int8_dynamic() quantizes does it within one op"
 )
-#: The functions of torchao that quantize activations: the mapping, and whether symmetric ones reach to 127 steps.
+#: The functions of torchao that quantize activations: the mapping, and a note.
 _ACTIVATION_FUNCTIONS = {
     "_int8_asymm_per_token_quant": ("asymmetric", ""),
     "_uint8_asymm_per_token_quant": ("asymmetric", ""),  # the same numbers, 128 higher
-    "_int8_symm_per_token_quant": ("symmetric", _BY_127),
-    "_int8_symm_per_token_reduced_range_quant": ("symmetric", _BY_127),
+    "_int8_symm_per_token_quant": ("symmetric_127", _BY_127),
+    "_int8_symm_per_token_reduced_range_quant": ("symmetric_127", _BY_127),
 }
 
 
@@ -257,7 +257,9 @@ def _read_activation_quantized(weight: Any) -> StockWeight:
         for limit, given in zip((-128, 127), (held.quant_min, held.quant_max), strict=True)
     )
     bits = 4 if greatest - least < 16 else 8
-    notes = [text for text in (note, _in_float32(weight.dtype)) if text]
+    # Symmetric activations in float16 have float32 scales, and are the same.
+    rounded = _in_float32(weight.dtype) if mapping == "asymmetric" or weight.dtype == torch.bfloat16 else ""
+    notes = [text for text in (note, rounded) if text]
     return _affine(held, data, scale, zero_point, bits, mapping, "; ".join(notes))
 
 

@@ -31,6 +31,10 @@ if HAS_AQT:
 _INNER = ("packed_weight", "weight_scale", "act_pre_scale", "act_scale", "act_zero_point")
 
 
+#: By how activations are quantized, the argument of the op; None for what the op does not do itself.
+_SYMMETRIC = {"symmetric": True, "asymmetric": False}
+
+
 class ACLPackedTensor(_Base):
     """A quantized weight (n, k), kept in the packed form of the kernel that was chosen for it.
 
@@ -66,7 +70,7 @@ class ACLPackedTensor(_Base):
     weight_dtype: torch.dtype
     transposed: bool
     _layout: ACLPackedLayout
-    _symmetric: bool
+    _symmetric: bool | None
     _per_token: bool
     _is_param: bool  # torch's mark of what is a parameter
 
@@ -123,7 +127,7 @@ class ACLPackedTensor(_Base):
         made.weight_dtype = weight_dtype
         made.transposed = transposed
         # What linear reads on each call, as plain attributes: reading a tensor's shape or dtype costs microseconds.
-        made._symmetric = layout.activation_mapping == "symmetric"
+        made._symmetric = _SYMMETRIC.get(layout.activation_mapping)
         made._per_token = layout.activation_granularity == "per_token"
         result: ACLPackedTensor = made
         return result

@@ -21,3 +21,9 @@ def with_rule(header: Sequence[str], rows: Sequence[Sequence[str]], right: Colle
     made = list(lines([header, *rows], right))
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     return [made[0], "  ".join("-" * width for width in widths), *made[1:]]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of layers, and how many more there are."""
+    shown = ", ".join(name or "the model" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

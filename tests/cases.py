@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ao_arm
 from ao_arm import ACLPackedLayout, ACLPackedTensor, packing, reference
+from ao_arm.linear import quantize_to_127
 
 #: The CPU model of the emulated machine; empty on a real one.
 EMULATED_CPU = os.environ.get("AO_ARM_EMULATED_CPU", "")
@@ -170,6 +171,8 @@ def by_reference(x: Tensor, weight: ACLPackedTensor, bias: Tensor | None = None)
     if layout.is_static:
         assert weight.act_scale is not None and weight.act_zero_point is not None
         return reference.linear_int8_static(x, qdata, scale, bias, weight.act_scale, weight.act_zero_point)
+    if layout.activation_mapping == "symmetric_127":
+        return reference.linear_int8_quantized(*quantize_to_127(x), None, qdata, scale, bias, x.dtype)
     symmetric, per_token = layout.activation_mapping == "symmetric", layout.activation_granularity == "per_token"
     return reference.linear_int8_dynamic(x, qdata, scale, bias, symmetric, per_token)
 

@@ -49,6 +49,12 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return request.param
 
 
+@pytest.fixture(params=cases.INT4_KERNELS)
+def kernel4(request: pytest.FixtureRequest) -> str:
+    """Each kernel for 4-bit weights that this CPU can run."""
+    return request.param
+
+
 @pytest.fixture(params=(1, 2), ids="threads={}".format)
 def threads(request: pytest.FixtureRequest) -> int:
     """One thread and two, for `cases.torch_threads`."""

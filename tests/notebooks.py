@@ -29,7 +29,14 @@ def execute(name: str, short: bool = True) -> Any:
         environment["AO_ARM_TUTORIAL_SHORT"] = "1"
     environment["OMP_WAIT_POLICY"] = "passive"  # on a busy machine threads that spin would keep others from working
     resources = {"metadata": {"path": str(FOLDER)}}
-    client = NotebookClient(read(name), timeout=None, kernel_name="python3", resources=resources, record_timing=False)
+    client = NotebookClient(
+        read(name),
+        timeout=None,
+        startup_timeout=24 * 3600,  # there is no way to say never
+        kernel_name="python3",
+        resources=resources,
+        record_timing=False,
+    )
     return client.execute(env=environment)
 
 

@@ -26,6 +26,7 @@ SAME_INTEGERS = 2e-6
 #: Where the stock layer dequantizes, and multiplies floats.
 FLOAT_PRODUCT = 1e-5
 
+NARROW = (torch.bfloat16, torch.float16)
 SYMMETRIC, ASYMMETRIC = MappingType.SYMMETRIC, MappingType.ASYMMETRIC
 Quantize = Callable[[nn.Linear], None]
 
@@ -39,14 +40,14 @@ class Way:
         scheme: what the packed layer says of itself.
         tolerance: of float32 outputs, relative to the largest magnitude.
         note: what the report says of float32 layers.
-        exact_in_bfloat16: whether activations in bfloat16 become the same integers.
+        exact_in: narrow dtypes in which activations become the same integers.
     """
 
     quantize: Quantize
     scheme: str
     tolerance: float = SAME_INTEGERS
     note: str = ""
-    exact_in_bfloat16: bool = False
+    exact_in: tuple[torch.dtype, ...] = ()
 
 
 def float_layer(n: int, k: int, dtype: torch.dtype = torch.float32, bias: bool = True) -> nn.Linear:
@@ -118,7 +119,7 @@ def _int8_ways() -> dict[str, Way]:
             made[f"Int8Tensor dynamic {described}"] = Way(
                 _dynamic(mapping, activation, weight),
                 f"int8 dynamic ({described})",
-                exact_in_bfloat16=mapping == SYMMETRIC and HAS_FLOAT32_SCALES,
+                exact_in=NARROW if mapping == SYMMETRIC and HAS_FLOAT32_SCALES else (),
             )
     made["Int8Tensor static symmetric"] = Way(_static(None), "int8 static (symmetric int8, per_tensor x per_tensor)")
     if HAS_ASYMMETRIC_INT8:
@@ -181,13 +182,15 @@ def affine_quantized(
     return quantize
 
 
-BY_127 = "max / 127.5"
+BY_127 = "max / 127 "
 
 
 def _affine_ways() -> dict[str, Way]:
     if not cases.HAS_AQT:
         return {}
-    asymmetric, symmetric = (f"int8 dynamic ({word}, per_token x per_channel)" for word in ("asymmetric", "symmetric"))
+    asymmetric, symmetric = (
+        f"int8 dynamic ({word}, per_token x per_channel)" for word in ("asymmetric", "symmetric_127")
+    )
     version_1 = {
         mapping: by(Int8DynamicActivationInt8WeightConfig(act_mapping_type=mapping, version=1))
         for mapping in (SYMMETRIC, ASYMMETRIC)
@@ -195,7 +198,9 @@ def _affine_ways() -> dict[str, Way]:
     grouped = affine_quantized("_int8_asymm_per_token_quant", 4, 32, zeros=True)
     return {
         "AffineQuantizedTensor version 1 asymmetric": Way(version_1[ASYMMETRIC], asymmetric, FLOAT_PRODUCT),
-        "AffineQuantizedTensor version 1 symmetric": Way(version_1[SYMMETRIC], symmetric, 0.02, BY_127),
+        "AffineQuantizedTensor version 1 symmetric": Way(
+            version_1[SYMMETRIC], symmetric, FLOAT_PRODUCT, BY_127, (torch.float16,)
+        ),
         "AffineQuantizedTensor uint8": Way(affine_quantized("_uint8_asymm_per_token_quant"), asymmetric, FLOAT_PRODUCT),
         "AffineQuantizedTensor 4 bits asymmetric": Way(
             grouped, grouped_scheme("asymmetric groups of 32"), FLOAT_PRODUCT

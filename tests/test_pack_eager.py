@@ -318,7 +318,7 @@ def test_what_cannot_be_replaced_stays_as_it_was(name: str) -> None:
     (entry,) = report.left
     assert reason in entry.reason and entry.scheme == ""
     if "0" in explained:
-        assert explained["0"].not_packed == entry.reason
+        assert explained["0"].reason == entry.reason
     assert explained["1"].scheme.endswith("dynamic.Linear: ao_arm.pack_(model) takes it over")
     after = {layer.name: layer for layer in ao_arm.explain(model)}["1"]
     assert (after.scheme, after.kernel) == (model[1].scheme, model[1].packed_weight.kernel)

@@ -73,7 +73,7 @@ def test_float32_layers_give_what_they_gave(way: Way, bias: bool) -> None:
 
 @torch.no_grad()
 @EACH_WAY
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=cases.name_of)
+@pytest.mark.parametrize("dtype", stock.NARROW, ids=cases.name_of)
 def test_narrow_layers_are_no_less_accurate_than_before(way: Way, dtype: torch.dtype) -> None:
     """By the distance to the product of the same weights in float64; a note says where activations differ.
 
@@ -85,11 +85,11 @@ def test_narrow_layers_are_no_less_accurate_than_before(way: Way, dtype: torch.d
     inputs = (torch.randn(512, layer.in_features) * 0.8 + 0.5).to(dtype)
     before = layer(inputs)
     (entry,) = pack_(model).taken
-    assert ("quantized in float32, not in" in entry.note) == (not way.exact_in_bfloat16)
+    assert ("quantized in float32, not in" in entry.note) == (dtype not in way.exact_in)
     weight = cases.packed_in(layer).plain().dequantized().double()
     exact = inputs.double() @ weight.t() + layer.bias.double()
     errors = [float((result.double() - exact).square().mean().sqrt()) for result in (layer(inputs), before)]
-    assert errors[0] <= errors[1] * (1.001 if way.exact_in_bfloat16 else 1.05 if way.note else 1.01), errors
+    assert errors[0] <= errors[1] * (1.001 if dtype in way.exact_in else 1.01), errors
     assert layer(inputs).dtype == dtype
 
 
@@ -408,7 +408,7 @@ def test_what_cannot_be_taken_stays_as_it_was(name: str) -> None:
         if not key.startswith("other"):
             assert value is before[key][0] and same_attributes(vars(value), before[key][1]), key
     if isinstance(made, nn.Linear) and name != "parametrized":
-        assert (explained["kept"].scheme, explained["kept"].not_packed) == (
+        assert (explained["kept"].scheme, explained["kept"].reason) == (
             f"quantized by {entry.source}",
             entry.reason,
         )
@@ -438,7 +438,7 @@ def test_the_report_prints_a_table_with_reasons_and_notes() -> None:
         }
     )
     explanation = str(ao_arm.explain(model)).splitlines()
-    assert [line for line in explanation if line.startswith("not for ao_arm.pack_: its activations are floats")]
+    assert [line for line in explanation if line.startswith("layer0, layer1, layer2 and 2 more: its activations")]
     assert sum("pack_(model) takes it over" in line for line in explanation) == 2
     report = pack_(model)
     header, _, first, *middle, last, reason, note = str(report).splitlines()

@@ -12,6 +12,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _get_attr
 
+from .mutations import base_of, changes_in_place
+
 
 @contextmanager
 def with_values() -> Iterator[None]:
@@ -31,6 +33,8 @@ class Constants:
     def __init__(self, module: GraphModule, inputs: Mapping[str, Tensor] | None = None) -> None:
         self._module = module
         self._inputs = dict(inputs or {})
+        #: What the graph changes in place, as ``changes_in_place`` tells it; none of it is constant.
+        self.changes = changes_in_place(module.graph)
         self._found: dict[Node, Tensor | None] = {}
         # Attributes that the graph itself changes.
         self._written = {
@@ -53,6 +57,8 @@ class Constants:
         """Whether a node depends on constants alone; computes nothing."""
         if not isinstance(node, Node):
             return True
+        if base_of(node) in self.changes:
+            return False
         if node.op == "get_attr":
             return str(node.target) not in self._written
         if node.op == "placeholder":
@@ -60,15 +66,15 @@ class Constants:
         return _is_pure(node) and all(self.is_constant(needed) for needed in node.all_input_nodes)
 
     def _evaluated(self, node: Node) -> Tensor | None:
+        if not self.is_constant(node):
+            return None
         if node.op == "get_attr":
             if not self.is_constant(node):
                 return None
             found: Any = _get_attr(self._module, str(node.target))
             return found.detach() if type(found) is torch.nn.Parameter else found
         if node.op == "placeholder":
-            return self._inputs.get(node.name)
-        if not self.is_constant(node):
-            return None
+            return self._inputs[node.name]
         known = {needed: self.value(needed) for needed in node.all_input_nodes}
         if any(value is None for value in known.values()):
             return None

@@ -12,11 +12,12 @@ from torch.fx import Node
 from .constants import Constants
 from .layers import Activations, Layer, OutputQuantization, Unfit
 from .matching import arguments, aten, is_view, is_view_of_tokens, shape_of, users, without
-from .quantized_activations import dequantized
+from .quantized_activations import dequantized, is_scale
 from .quantized_weights import dequantized_weight
 
 _TRANSPOSES = frozenset(
     (
+        aten.mT.default,
         aten.numpy_T.default,
         aten.permute.default,
         aten.permute_copy.default,
@@ -61,6 +62,7 @@ PRODUCTS = frozenset(_READERS)
 _ACTIVATION_FUNCTIONS: dict[Any, Callable[[dict[str, Any]], tuple[Any, Any]]] = {
     aten.relu.default: lambda given: (0.0, None),
     aten.relu_.default: lambda given: (0.0, None),
+    aten.relu6.default: lambda given: (0.0, 6.0),
     aten.hardtanh.default: lambda given: (given["min_val"], given["max_val"]),
     aten.hardtanh_.default: lambda given: (given["min_val"], given["max_val"]),
     aten.clamp.default: lambda given: (given["min"], given["max"]),
@@ -162,7 +164,8 @@ def _with_output(layer: Layer, constants: Constants) -> Layer:
         elif node.target is _QUANTIZE:
             given = arguments(node)
             dtype = given["dtype"]
-            if _RANGES.get(dtype) != (given["quant_min"], given["quant_max"]) or not isinstance(given["scale"], float):
+            whole = _RANGES.get(dtype) == (given["quant_min"], given["quant_max"])
+            if not whole or not _is_quantization(given["scale"], given["zero_point"], dtype):
                 return layer
             output = OutputQuantization(given["scale"], given["zero_point"], dtype, least, greatest)
             return replace(layer, node=node, between=tuple(reversed(between)), output=output)
@@ -170,6 +173,12 @@ def _with_output(layer: Layer, constants: Constants) -> Layer:
             return layer
         between.append(node)
     return layer
+
+
+def _is_quantization(scale: Any, zero_point: Any, dtype: torch.dtype) -> bool:
+    """Whether an op can quantize its output so."""
+    low, high = _RANGES[dtype]
+    return isinstance(scale, float) and is_scale(scale) and isinstance(zero_point, int) and low <= zero_point <= high
 
 
 def _clamped(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -18,8 +17,10 @@ from . import float_products, int8_products
 from .constants import Constants, constants_of_program, with_values
 from .layers import Layer, Unfit
 from .matching import ASSERTIONS, aten
+from .mutations import base_of
+from .names import name_of
 from .program import program_with
-from .replacing import Replacer
+from .replacing import Replacer, check
 from .values import complete_values
 
 _FINDERS: dict[Any, Callable[[Node, Constants], Layer | None]] = {
@@ -132,11 +133,16 @@ def quantized_layers(module: GraphModule, constants: Constants) -> FusionReport:
     """The quantized linear layers that are still there, with the reason why a pass would leave each."""
     report = []
     for product in [node for node in module.graph.nodes if node.target in _FINDERS]:
-        found = _found(product, constants)
+        found, shape = _found(product, constants), None
         if isinstance(found, Layer):
-            report.append(FusedLayer(_name(product), _shape(found), "", "no pass has seen it: ao_arm.passes.fuse does"))
-        elif found is not None:
-            report.append(FusedLayer(_name(product), None, "", str(found)))
+            shape = _shape(found)
+            try:
+                check(found)
+                found = Unfit("no pass has seen it: ao_arm.passes.fuse makes an op of it")
+            except Unfit as reason:
+                found = reason
+        if found is not None:
+            report.append(FusedLayer(name_of(product), shape, "", str(found)))
     return FusionReport(report)
 
 
@@ -155,7 +161,7 @@ def _fused(module: GraphModule, constants: Constants, cast: Any) -> FusionReport
     report = []
     # Producers come first: what they quantize for their consumers is known when these are looked at.
     for product in [node for node in module.graph.nodes if node.target in _FINDERS]:
-        name, found = _name(product), _found(product, constants)
+        name, found = name_of(product), _found(product, constants)
         if isinstance(found, Layer):
             shape = _shape(found)
             try:
@@ -166,16 +172,39 @@ def _fused(module: GraphModule, constants: Constants, cast: Any) -> FusionReport
                 report.append(FusedLayer(name, shape, "", str(reason)))
         elif found is not None:
             report.append(FusedLayer(name, None, "", str(found)))
-    _erase_what_is_unused(module)
-    module.graph.lint()
+    if any(layer.op for layer in report):
+        _erase_what_is_unused(module)
+        module.graph.lint()
+    replacer.forget_unused()
     return FusionReport(report)
 
 
 def _found(product: Node, constants: Constants) -> Layer | Unfit | None:
     try:
-        return _FINDERS[product.target](product, constants)
+        layer = _FINDERS[product.target](product, constants)
+        return None if layer is None else _with_values_as_they_are_used(layer, constants)
     except Unfit as reason:
         return reason
+
+
+def _with_values_as_they_are_used(layer: Layer, constants: Constants) -> Layer:
+    """The layer, unless something is changed in place between what reads it in the graph and the op that will.
+
+    Raises:
+        Unfit: if something is that the op needs.
+    """
+
+    def changed(node: Any) -> bool:
+        changes = constants.changes.get(base_of(node), ()) if isinstance(node, Node) else ()
+        return any(node < change < layer.node and change not in layer.between for change in changes)
+
+    activations = layer.activations
+    for needed in (activations.integers, activations.scale, activations.zero_point, layer.bias):
+        if changed(needed):
+            raise Unfit(f"{needed} is changed in place before the layer's end")
+    if not changed(activations.floats):
+        return layer
+    return replace(layer, activations=replace(activations, floats=None, mapping=None))
 
 
 def _op(node: Node) -> str:
@@ -188,12 +217,6 @@ def _op(node: Node) -> str:
 def _shape(layer: Layer) -> tuple[int, int]:
     n, k = layer.weight.qdata.shape
     return n, k
-
-
-def _name(node: Node) -> str:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    # Dynamo writes L['self'].layer where export writes layer.
-    return re.sub(r"^L\['\w+'\]\.?", "", str(stack[-1][0])) or node.name if stack else node.name
 
 
 def _erase_what_is_unused(module: GraphModule) -> None:

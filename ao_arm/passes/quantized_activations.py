@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +13,13 @@ from torch.fx import Node
 from ..quantize import FLOATS
 from .constants import Constants
 from .layers import Activations, Unfit
-from .matching import arguments, aten, dtype_of, is_view, is_view_of_tokens, shape_of, without
+from .matching import arguments, aten, dtype_of, is_view, is_view_of_tokens, is_view_or_cast, shape_of, without
 from .traced_patterns import QuantizationRule, dequantization_patterns, quantization_patterns
 
 _torchao, _pt2e = torch.ops.torchao, torch.ops.quantized_decomposed
 _EPSILONS = (None, float(torch.finfo(torch.float32).eps))
 _RANGES = {torch.int8: (-128, 127), torch.uint8: (0, 255)}
+_CLAMPS = (aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
 _PER_TENSOR = ("default", "tensor", "tensor2")
 
 
@@ -31,16 +34,76 @@ def dequantized(node: Node, constants: Constants) -> Activations | None:
 
 
 def quantized(found: Activations, constants: Constants) -> Activations:
-    """The same activations, with the floats they come from if an op of ours makes the same integers of them."""
+    """The same activations, with the floats they come from if an op of ours makes the same integers of them.
+
+    Raises:
+        Unfit: if no op takes such integers, scales or zero points.
+    """
     integers = without(is_view_of_tokens, found.integers)
-    if dtype_of(integers) not in _RANGES:
-        raise Unfit(f"its activations are {dtype_of(integers)}, and the ops take int8 and, with one scale, uint8")
+    dtype = dtype_of(integers)
+    if dtype not in _RANGES or (dtype == torch.uint8 and found.per_token):
+        raise Unfit(f"its activations are {dtype}, and the ops take int8 and, with one scale, uint8")
+    if isinstance(found.scale, float) and not is_scale(found.scale):
+        raise Unfit(f"its activations have the scale {found.scale}, and a finite positive float32 is wanted")
+    found = replace(found, zero_point=_zero_point(found, dtype, constants))
     return (
         _from_floats_by_op(integers, found)
         or _from_floats_by_elements(integers, found)
         or _from_floats_by_scale(integers, found, constants)
         or found
     )
+
+
+def is_scale(number: float) -> bool:
+    """Whether a number is a positive one that float32 holds, and so does its reciprocal."""
+    least, greatest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+    return math.isfinite(number) and number > 0 and all(least <= part <= greatest for part in (number, 1.0 / number))
+
+
+def _zero_point(found: Activations, dtype: torch.dtype, constants: Constants) -> Any:
+    """A single constant zero point as an integer, any other as it is.
+
+    Raises:
+        Unfit: if it is none, or may be none, that an op takes.
+    """
+    zero_point = found.zero_point
+    if isinstance(zero_point, Node):
+        value = constants.value(zero_point)
+        if value is None or value.numel() != 1:
+            kind = dtype_of(zero_point)
+            if kind is None or kind.is_floating_point or kind == torch.bool:
+                raise Unfit(f"its activations have zero points of {kind}, and integers are wanted")
+            if not found.per_token and kind != dtype and not _is_within(zero_point, *_RANGES[dtype]):
+                raise Unfit(f"its activations have a zero point of {kind}, which may be none of {dtype}")
+            return zero_point
+        zero_point = value.item()
+    if zero_point is None:
+        return None
+    least, greatest = _RANGES[dtype]
+    if zero_point != int(zero_point) or not least <= zero_point <= greatest:
+        raise Unfit(
+            f"its activations have the zero point {zero_point}, and an integer in [{least}, {greatest}] is wanted"
+        )
+    return int(zero_point)
+
+
+def _is_within(zero_point: Node, least: int, greatest: int) -> bool:
+    """Whether what computes a zero point keeps it in a range: an op that chose it for that range, or a clamp."""
+    low, high = None, None
+    node: Any = zero_point
+    while isinstance(node, Node):
+        node = without(is_view_or_cast, node)
+        if getattr(node.target, "__name__", "") == "getitem" and "choose_qparams" in str(node.args[0].target):
+            given = arguments(node.args[0])
+            low, high = given.get("quant_min"), given.get("quant_max")
+            break
+        if node.target not in _CLAMPS:
+            break
+        given = arguments(node)
+        low = given.get("min") if low is None else low
+        high = given.get("max") if high is None else high
+        node = given["self"]
+    return all(isinstance(bound, int) and least <= bound <= greatest for bound in (low, high))
 
 
 def _overloads(namespace: Any, name: str, kinds: Sequence[str] = ("default",)) -> frozenset[Any]:
@@ -104,7 +167,7 @@ def _from_floats_by_op(integers: Node, found: Activations) -> Activations | None
         return None
     if not _same_node(given["scale"], found.scale) or not _same_zero_point(given["zero_point"], found, rule):
         return None
-    if rule["eps"] not in _EPSILONS or any(_range(given) != (-128, 127) for given in (given, rule)):
+    if rule["eps"] not in _EPSILONS or any(_range(one, torch.int8) != (-128, 127) for one in (given, rule)):
         return None
     own_dtype = rule["scale_dtype"] not in (torch.float32, dtype_of(floats)) or rule["scale_dtype"] is None
     mapping = rule["mapping_type"].lower()
@@ -142,7 +205,8 @@ def _with_rule(found: Activations, floats: Node, rule: QuantizationRule) -> Acti
 
 def _from_floats_by_scale(integers: Node, found: Activations, constants: Constants) -> Activations | None:
     """By a scale that is known, or that another op chose."""
-    if found.per_token:
+    dtype = dtype_of(integers)
+    if found.per_token or dtype is None:
         return None
     if integers.target in _QUANTIZE_PER_TENSOR:
         given = arguments(integers)
@@ -155,7 +219,7 @@ def _from_floats_by_scale(integers: Node, found: Activations, constants: Constan
     scale = _number(given["scale"], constants)
     same_scale = scale == found.scale if isinstance(scale, float) else _same_node(scale, found.scale)
     same_zero_point = given["zero_point"] == found.zero_point or _same_node(given["zero_point"], found.zero_point)
-    if not same_scale or not same_zero_point or _range(given) != _RANGES[dtype_of(integers)]:  # type: ignore[index]
+    if not same_scale or not same_zero_point or _range(given, dtype) != _RANGES[dtype]:
         return None
     floats = given["input"]
     if dtype_of(floats) != torch.float32 and integers.target in _QUANTIZE_AFFINE:
@@ -166,15 +230,18 @@ def _from_floats_by_scale(integers: Node, found: Activations, constants: Constan
     return Activations(found.integers, scale, found.zero_point, False, floats, None)
 
 
-def _range(given: dict[str, Any]) -> tuple[Any, Any]:
-    return given["quant_min"], given["quant_max"]
+def _range(given: dict[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:
+    """The range that integers are quantized to, which torchao may leave out if it is all of the dtype's."""
+    bounds = zip((given["quant_min"], given["quant_max"]), _RANGES[dtype], strict=True)
+    least, greatest = (widest if bound is None else bound for bound, widest in bounds)
+    return least, greatest
 
 
 def _check_range(given: dict[str, Any], dtype: torch.dtype) -> None:
     if dtype not in _RANGES:
         raise Unfit(f"its activations are {dtype}, and the ops take int8 and, with one scale, uint8")
     least, greatest = _RANGES[dtype]
-    low, high = (bound if isinstance(bound, int) else None for bound in _range(given))
+    low, high = (bound if isinstance(bound, int) else None for bound in _range(given, dtype))
     if low is not None and high is not None and not least <= low <= high <= greatest:
         raise Unfit(f"its activations lie in [{low}, {high}], which {dtype} cannot hold")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ class Replacer:
         self._packed: dict[tuple[Any, ...], ACLPackedTensor] = {}
         self._attributes: dict[tuple[Any, ...], str] = {}
         self._kept: list[Tensor] = []  # what keys name by its identity
+        self._new_nodes: list[Node] = []
 
     def replace(self, layer: Layer) -> Node:
         """Replaces a layer by a call of an op, and erases what only the layer used.
@@ -46,18 +49,17 @@ class Replacer:
         Raises:
             Unfit: if no op takes it; the graph is as it was then.
         """
-        packed = self._pack(layer.weight)
-        shape = _free_shape(layer)
         one_scale = not layer.activations.per_token and not layer.weight.group_size
         if dtype_of(layer.activations.integers) == torch.uint8 and not one_scale:
             raise Unfit("its activations are uint8, which is taken with a single scale and an 8-bit weight only")
-        with self._graph.inserting_before(layer.node):
-            made = self._call(layer, packed)
-            wanted = dtype_of(layer.node)
-            if layer.output is None and wanted is not None and dtype_of(made) != wanted:
-                made = self._new(self._cast_to, made, wanted)
-            if shape is not None:
-                made = self._new(aten.reshape.default, made, shape)
+        packed = self._pack(layer.weight)
+        self._new_nodes = []
+        try:
+            made = self._instead_of(layer, packed, _free_shape(layer))
+        except (ValueError, NotImplementedError) as error:  # an op's own check
+            for node in reversed(self._new_nodes):
+                self._graph.erase_node(node)
+            raise Unfit(str(error)) from None
         layer.node.replace_all_uses_with(made)
         product = layer.between[-1] if layer.between else layer.node
         made.meta.update({name: product.meta[name] for name in _KEPT_META if name in product.meta})
@@ -66,6 +68,22 @@ class Replacer:
                 self._graph.erase_node(user)
             self._graph.erase_node(node)
         return made
+
+    def _instead_of(self, layer: Layer, packed: ACLPackedTensor, shape: list[Any] | None) -> Node:
+        """The op's result, in the dtype and shape that the layer's has."""
+        with self._graph.inserting_before(layer.node):
+            made = self._call(layer, packed)
+            wanted = dtype_of(layer.node)
+            if layer.output is None and wanted is not None and dtype_of(made) != wanted:
+                made = self._new(self._cast_to, made, wanted)
+            return made if shape is None else self._new(aten.reshape.default, made, shape)
+
+    def forget_unused(self) -> None:
+        """Takes from the graph's module what nothing in the graph reads any longer, of what was given to it here."""
+        read = {str(node.target) for node in self._graph.nodes if node.op == "get_attr"}
+        for name in self._attributes.values():
+            if name not in read:
+                delattr(self._module, name)
 
     def _call(self, layer: Layer, packed: ACLPackedTensor) -> Node:
         activations, weight = layer.activations, self._attribute("packed_weight", packed.packed_weight)
@@ -134,9 +152,11 @@ class Replacer:
         return node if shape is None else self._new(aten.reshape.default, node, shape)
 
     def _pack(self, weight: Weight) -> ACLPackedTensor:
-        key = (*(_identity(tensor) for tensor in (weight.qdata, weight.scale, weight.zero_point)), weight.group_size)
+        # Scales and zero points may have been computed for each layer anew; they are compared by what they hold.
+        held = (_contents(tensor) for tensor in (weight.scale, weight.zero_point))
+        key = (_identity(weight.qdata), *held, weight.group_size)
         if key not in self._packed:
-            self._kept += [weight.qdata, weight.scale]
+            self._kept.append(weight.qdata)
             self._packed[key] = packed_weight(weight)
         return self._packed[key]
 
@@ -144,18 +164,26 @@ class Replacer:
         """A node that reads a constant; the same for the same small value, or for the same tensor."""
         key = (str(value.dtype), *value.tolist()) if value.numel() == 1 else _identity(value)
         if key not in self._attributes:
-            number = sum(place.startswith(f"_ao_arm_{name}_") for place in self._attributes.values())
-            self._attributes[key] = f"_ao_arm_{name}_{number}"
+            free = (f"_ao_arm_{name}_{number}" for number in itertools.count())
+            self._attributes[key] = next(place for place in free if not hasattr(self._module, place))
             self._kept.append(value)
             self._module.register_buffer(self._attributes[key], value)
         node = self._graph.get_attr(self._attributes[key])
+        self._new_nodes.append(node)
         node.meta["val"] = self._mode.from_tensor(value, static_shapes=True)
         return node
 
     def _new(self, target: Any, *args: Any) -> Node:
         node = self._graph.call_function(target, args)
+        self._new_nodes.append(node)
         node.meta["val"] = value_of_call(self._mode, target, args, {})
         return node
+
+
+def check(layer: Layer) -> None:
+    """Raises ``Unfit`` if ``Replacer.replace`` would."""
+    packed_weight(layer.weight)
+    _free_shape(layer)
 
 
 def packed_weight(weight: Weight) -> ACLPackedTensor:
@@ -198,8 +226,15 @@ def scale_with_reciprocal(scale: float) -> float | None:
     return None
 
 
-def _identity(tensor: Tensor | None) -> tuple[Any, ...]:
-    return () if tensor is None else (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _contents(tensor: Tensor | None) -> tuple[Any, ...]:
+    if tensor is None:
+        return ()
+    data = tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(data).digest()
 
 
 def _shared(activations: Activations) -> bool:

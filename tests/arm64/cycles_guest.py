@@ -182,6 +182,61 @@ def torch_int4(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> Call | No
     return lambda: op(x, packed, group, k, n)
 
 
+def by_torchao(layer: torch.nn.Module, x: Tensor) -> torch.nn.Module:
+    """The layer with int8 weights per channel, which quantizes each token: as torchao's own tensor computes it."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(layer, Int8DynamicActivationInt8WeightConfig(version=2, set_inductor_config=False))
+    return layer
+
+
+def by_pt2e(layer: torch.nn.Module, x: Tensor) -> torch.nn.Module:
+    """The graph that PT2E makes of a layer for Arm: static, per tensor."""
+    from torchao.quantization.pt2e import quantize_pt2e
+    from torchao.quantization.pt2e.quantizer import arm_inductor_quantizer as quantizers
+
+    quantizer = quantizers.ArmInductorQuantizer()
+    quantizer.set_global(quantizers.get_default_arm_inductor_quantization_config())
+    prepared = quantize_pt2e.prepare_pt2e(torch.export.export(layer, (x,)).module(), quantizer)
+    prepared(x)
+    converted: torch.nn.Module = quantize_pt2e.convert_pt2e(prepared)
+    return converted
+
+
+def exported_and_fused(layer: torch.nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    from ao_arm.passes import fuse
+
+    fused: Callable[[Tensor], Tensor] = fuse(torch.export.export(layer, (x,))).module()
+    return fused
+
+
+def frozen(layer: torch.nn.Module, x: Tensor, backend: str = "inductor") -> Callable[[Tensor], Tensor]:
+    """Compiled with weights as constants."""
+    import ao_arm.passes  # noqa: F401 - brings the backend
+
+    compiled: Callable[[Tensor], Tensor] = torch.compile(layer, backend=backend, options={"freezing": True})
+    return compiled
+
+
+def stock(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    quantize: Callable[[torch.nn.Module, Tensor], torch.nn.Module],
+    prepare: Callable[[torch.nn.Module, Tensor], Callable[[Tensor], Tensor]],
+) -> Call:
+    """A layer that another tool quantized, and what is made of it."""
+    # Tools that trace and change layers know no tensors of inference mode.
+    with torch.inference_mode(False), torch.no_grad():
+        x = x.clone()
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+        # PT2E of torch 2.10 passes over a layer that is the whole model.
+        function = prepare(quantize(torch.nn.Sequential(layer).eval(), x), x)
+    return lambda: function(x)
+
+
 CANDIDATES: dict[str, Callable[[Tensor, Tensor, Tensor], Call | None]] = {
     "fp32": fp32,
     "torch-per-tensor": torch_per_tensor,
@@ -201,6 +256,10 @@ CANDIDATES: dict[str, Callable[[Tensor, Tensor, Tensor], Call | None]] = {
     "int4-g32-kleidiai": kleidiai_int4,
     "torch-int4-g32": partial(torch_int4, group=32),
     "torch-int4-g128": partial(torch_int4, group=128),
+    "torchao-int8": partial(stock, quantize=by_torchao, prepare=lambda layer, x: layer),
+    "torchao-int8-fused": partial(stock, quantize=by_torchao, prepare=exported_and_fused),
+    "pt2e": partial(stock, quantize=by_pt2e, prepare=frozen),
+    "pt2e-fused": partial(stock, quantize=by_pt2e, prepare=partial(frozen, backend="ao_arm")),
 }
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import kept_objects
 from cache import REPORT_SECONDS, Report, cache_folder, key, locked, meter
 from commands import Unavailable
 
@@ -52,6 +53,7 @@ def build_library(
     configure = [cmake, "-S", str(checkout / "csrc"), "-B", str(folder / "tree"), "-G", "Ninja"]
     configure += ["-DCMAKE_BUILD_TYPE=Release", "-DAO_ARM_BUILD_TESTS=ON", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     configure += [f"-DCMAKE_TOOLCHAIN_FILE={Path(__file__).with_name('toolchain.cmake')}"]
+    configure += [f"-DCMAKE_CXX_COMPILER_LAUNCHER={kept_objects.launcher()}"]
     configure += [f"-D{name}={path}" for name, path in definitions.items()]
     with locked(name, report):
         report("arm64: building the library")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kept_objects
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ def test_kernels_on_this_cpu(tmp_path: Path) -> None:
         "AO_ARM_BUILD_TESTS": "ON",
         "AO_ARM_TORCH_DIR": str(Path(torch.__file__).parent),
         "CMAKE_MAKE_PROGRAM": program("ninja"),
+        "CMAKE_CXX_COMPILER_LAUNCHER": kept_objects.launcher(),
     }
     for command in (
         [cmake, "-S", CHECKOUT / "csrc", "-B", tmp_path, "-G", "Ninja", *(f"-D{k}={v}" for k, v in settings.items())],

@@ -1,0 +1,14 @@
+"""What layers of graphs are called."""
+
+from __future__ import annotations
+
+import re
+
+from torch.fx import Node
+
+
+def name_of(node: Node) -> str:
+    """The module that a node comes from, as the tool that made the graph noted it, or else the node's own name."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    # Dynamo writes L['self'].layer where export writes layer.
+    return re.sub(r"^L\['\w+'\]\.?", "", str(stack[-1][0])) or node.name if stack else node.name

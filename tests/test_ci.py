@@ -1,0 +1,47 @@
+"""`.ci/run` finds in README.md and CONTRIBUTING.md each command that it runs."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SCRIPT = CHECKOUT / ".ci/run"
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+#: What a copy of the script must not run here.
+COMMANDS = ('eval "$found"', ".venv/bin/pre-commit run --all-files")
+
+pytestmark = [pytest.mark.x86, pytest.mark.skipif(not SCRIPT.exists(), reason="source distributions have no .ci")]
+
+
+def run(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a copy that only prints the commands, beside the documents in a folder."""
+    text = SCRIPT.read_text()
+    for command in COMMANDS:
+        assert text.count(command) == 1
+        text = text.replace(command, ":")
+    copy = folder / ".ci/run"
+    copy.parent.mkdir()
+    copy.write_text(text)
+    return subprocess.run(["bash", copy], cwd=folder, capture_output=True, text=True)
+
+
+def test_each_command_is_found(tmp_path: Path) -> None:
+    for name in DOCUMENTS:
+        shutil.copy2(CHECKOUT / name, tmp_path)
+    done = run(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    demo, hooks, tests = done.stdout.splitlines()
+    assert demo.startswith("+ python3 -m venv .venv && ") and demo.endswith(" -m ao_arm demo")
+    assert hooks.startswith("+ .venv/bin/pip install ") and hooks.endswith("/pre-commit install")
+    assert tests.startswith("+ .venv/bin/pip install ") and tests.endswith(" && .venv/bin/python -m pytest")
+
+
+def test_a_command_that_is_missing_fails_and_is_named(tmp_path: Path) -> None:
+    for name in DOCUMENTS:
+        (tmp_path / name).write_text((CHECKOUT / name).read_text().replace("pre-commit install", "pre-commit setup"))
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert "neither README.md nor CONTRIBUTING.md has a command that ends in 'pre-commit install'" in done.stderr
+    assert "pytest" not in done.stdout
