@@ -35,20 +35,20 @@ def test_of_weights_that_alone_are_quantized() -> None:
     assert torch.equal(fused.module()(x), model(x))
 
 
-def test_of_inductor_without_freezing(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._inductor.config.patch(joint_custom_pre_pass=None)
+def test_of_inductor_without_freezing() -> None:
     """The advice is there where it helps, and following either half of it helps."""
     model, x = a_model(), torch.randn(3, 64)
     quantize_(model, Int8DynamicActivationInt8WeightConfig(version=2))
     expected = model(x)
-    config = torch._inductor.config
-    monkeypatch.setattr(config, "joint_custom_pre_pass", None)
     ao_arm.passes.register_with_inductor()
     torch._dynamo.reset()
     with pytest.warns(UserWarning, match=r'no constant of the graph\. .*freezing = True.*backend="ao_arm"'):
         torch.testing.assert_close(torch.compile(model)(x), expected)
     for backend, freezing in (("ao_arm", False), ("inductor", True)):
         torch._dynamo.reset()
-        with config.patch(freezing=freezing), torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        patched = torch._inductor.config.patch(freezing=freezing)
+        with patched, torch.no_grad(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.testing.assert_close(torch.compile(model, backend=backend)(x), expected)
         assert [warning for warning in caught if "left as they were" in str(warning.message)] == []
