@@ -85,7 +85,15 @@ def fuse(program: ExportedProgram) -> ExportedProgram:
 
     Warns:
         If a layer was quantized, but is none that an op computes; it stays as it was. ``ao_arm.explain`` lists all.
+
+    Raises:
+        ValueError: if ``program`` is no exported program.
     """
+    if not isinstance(program, ExportedProgram):
+        raise ValueError(
+            f"program must be a torch.export.ExportedProgram, not {type(program).__name__}: fuse_ takes graph modules, "
+            "and ao_arm.pack_ other modules"
+        )
     module = GraphModule(program.graph_module, deepcopy(program.graph_module.graph))
     with with_values():
         report = _fused(module, constants_of_program(program, module), aten.to.dtype)
@@ -106,7 +114,15 @@ def fuse_(
 
     Returns:
         What became of each quantized linear layer.
+
+    Raises:
+        ValueError: if ``module`` is no graph module.
     """
+    if not isinstance(module, GraphModule):
+        raise ValueError(
+            f"module must be a torch.fx.GraphModule, not {type(module).__name__}: fuse takes exported programs, and "
+            "ao_arm.pack_ other modules"
+        )
     with with_values():
         report = _fused(module, Constants(module, constants), cast)
     module.recompile()

@@ -184,7 +184,7 @@ def _from_floats_by_op(integers: Node, found: Activations) -> Activations | None
         return None
     if rule["eps"] not in _EPSILONS or any(_range(one, torch.int8) != (-128, 127) for one in (given, rule)):
         return None
-    own_dtype = rule["scale_dtype"] not in (torch.float32, dtype_of(floats)) or rule["scale_dtype"] is None
+    own_dtype = rule["scale_dtype"] is not torch.float32
     mapping = rule["mapping_type"].lower()
     if mapping not in ("symmetric", "asymmetric") or str(rule["block_size"]) != str(given["block_size"]):
         return None

@@ -1,14 +1,15 @@
-"""torchao's quantization as Inductor sees it: patterns made by tracing torchao's own functions.
+"""torchao's quantization in elementary ops: patterns made by tracing torchao's own functions.
 
-Inductor decomposes these functions into elementary ops before any pass runs, and how depends on the versions of torch
-and torchao. So the patterns are not written down; they are what the installed versions make of the functions.
+Inductor decomposes these functions before any pass runs, exported programs do in ``run_decompositions()``, each in its
+own way, which depends on the versions of torch and torchao. So the patterns are not written down; they are what the
+installed versions make of the functions.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,9 @@ def quantization_patterns(dtype: torch.dtype) -> tuple[tuple[QuantizationRule, T
     rules = [QuantizationRule(mapping, dtype, own) for mapping in ("symmetric", "asymmetric") for own in (False, True)]
     example = torch.zeros(3, 8, dtype=dtype)
     return tuple(
-        (rule, _traced(functools.partial(_quantize, rule), {"input": example}, kept_tokens=True)) for rule in rules
+        (rule, traced)
+        for rule in rules
+        for traced in _traced(functools.partial(_quantize, rule), {"input": example}, kept_tokens=True)
     )
 
 
@@ -88,11 +91,14 @@ def dequantization_patterns(dtype: torch.dtype) -> tuple[Traced, ...]:
         "zero_point": torch.zeros(3, 1, dtype=torch.int8),
     }
     return (
-        _traced(functools.partial(_dequantize, dtype), given),
-        _traced(functools.partial(_dequantize, dtype), {**given, "scale": torch.ones(3, 1)}),
+        *_traced(functools.partial(_dequantize, dtype), given),
+        *_traced(functools.partial(_dequantize, dtype), {**given, "scale": torch.ones(3, 1)}),
         *(
-            _traced(functools.partial(_dequantize, dtype, zero_point=None), {"input": given["input"], "scale": scale})
+            pattern
             for scale in (given["scale"], torch.ones(3, 1))
+            for pattern in _traced(
+                functools.partial(_dequantize, dtype, zero_point=None), {"input": given["input"], "scale": scale}
+            )
         ),
     )
 
@@ -114,15 +120,28 @@ def _dequantize(dtype: torch.dtype, input: Tensor, scale: Tensor, zero_point: Te
     return dequantized
 
 
-def _traced(function: Callable[..., Any], examples: dict[str, Tensor], kept_tokens: bool = False) -> Traced:
-    """A function's pattern; ``kept_tokens`` says whether rows of its inputs have to stay rows."""
+def _traced(function: Callable[..., Any], examples: dict[str, Tensor], kept_tokens: bool = False) -> list[Traced]:
+    """A function's patterns, by Inductor's decompositions and by those of exported programs.
+
+    ``kept_tokens`` says whether rows of its inputs have to stay rows.
+    """
+    tables = (select_decomp_table(), torch.export.default_decompositions())
+    return [_traced_by(table, function, examples, kept_tokens) for table in tables]
+
+
+def _traced_by(
+    table: Mapping[Any, Callable[..., Any]],
+    function: Callable[..., Any],
+    examples: dict[str, Tensor],
+    kept_tokens: bool,
+) -> Traced:
     names = list(examples)
 
     def positional(*values: Tensor) -> Any:
         return function(**dict(zip(names, values, strict=True)))
 
     with with_values():
-        graph = make_fx(positional, decomposition_table=select_decomp_table(), tracing_mode="real")(*examples.values())
+        graph = make_fx(positional, decomposition_table=table, tracing_mode="real")(*examples.values())
     patterns: dict[Node, PatternExpr] = {}
     zeros: set[Node] = set()
     placeholders = iter(names)
@@ -142,7 +161,7 @@ def _traced(function: Callable[..., Any], examples: dict[str, Tensor], kept_toke
 def _pattern(node: Node, patterns: dict[Node, PatternExpr], zeros: set[Node]) -> PatternExpr:
     """The pattern of a traced call; shapes are left open, and nodes that only change them may come in anywhere."""
     first = node.args[0] if node.args else None
-    if node.target is aten.full.default and node.args[1] == 0:
+    if node.target in (aten.full.default, aten.full_like.default) and node.args[1] == 0:
         zeros.add(node)
     if isinstance(first, Node) and first in zeros and len(node.all_input_nodes) == 1:
         zeros.add(node)
