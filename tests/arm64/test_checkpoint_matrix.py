@@ -27,7 +27,7 @@ def _peer(machine: Machine, place: str, *folders: str) -> Iterator[subprocess.Po
             yield process
         return
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    command = [sys.executable, PEER, *folders]
+    command = [sys.executable, str(PEER), *folders]
     with subprocess.Popen(
         command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
