@@ -7,7 +7,7 @@ from pathlib import Path
 from graphs import ACTIVATIONS, OWN_WAY, PT2E, SOURCES, WEIGHTS
 
 sys.path.append(str(Path(__file__).with_name("arm64")))
-from support_table import PAGE, replaced  # noqa: E402
+from support_table import PAGE, replaced
 
 MARKERS = "<!-- fused graphs: begin, written by tests/fusion_table.py -->", "<!-- fused graphs: end -->"
 HEADER = ("| source | in the graph | op of `ao_arm` |", "| --- | --- | --- |")

@@ -211,7 +211,10 @@ def test_a_weight_that_is_read_in_two_ways_is_packed_twice() -> None:
 
 
 def test_a_second_pass_leaves_what_the_first_one_made() -> None:
-    graph, x = traced(nn.Sequential(*(WRITTEN[name].layer(K, K) for name in WRITTEN)), torch.randn(4, K)), torch.ones(4, K)
+    graph, x = (
+        traced(nn.Sequential(*(WRITTEN[name].layer(K, K) for name in WRITTEN)), torch.randn(4, K)),
+        torch.ones(4, K),
+    )
     expected = graph(x)
     assert len(fuse_(graph)) == len(WRITTEN)
     before, buffers = nodes(graph), dict(graph.named_buffers())
@@ -222,8 +225,9 @@ def test_a_second_pass_leaves_what_the_first_one_made() -> None:
 
 def test_layers_that_are_added_later_do_not_disturb_those_before() -> None:
     """Packed weights of two passes over one module have names of their own."""
-    layer, other = WRITTEN["static s8, quantized_decomposed x int8 per tensor, quantized_decomposed"].layer(N, K), Layer(
-        Calibrated(0.05, 4), ChannelsByTorchao(N, K)
+    layer, other = (
+        WRITTEN["static s8, quantized_decomposed x int8 per tensor, quantized_decomposed"].layer(N, K),
+        Layer(Calibrated(0.05, 4), ChannelsByTorchao(N, K)),
     )
     x = torch.randn(4, K)
     graph = traced(layer, x)
@@ -366,8 +370,10 @@ def near_misses() -> dict[str, tuple[str, Callable[[], nn.Module]]]:
         def function(x: Tensor) -> Tensor:
             zero_point = x.sum().to(dtype)
             q = DECOMPOSED.quantize_per_tensor(x, 0.5, 0, -128, 127, torch.int8)
-            return ((q.to(torch.int32) - zero_point) * 0.5) if dtype == torch.int64 else (
-                DECOMPOSED.dequantize_per_tensor.tensor(q, torch.tensor(0.5), zero_point, -128, 127, torch.int8)
+            return (
+                ((q.to(torch.int32) - zero_point) * 0.5)
+                if dtype == torch.int64
+                else (DECOMPOSED.dequantize_per_tensor.tensor(q, torch.tensor(0.5), zero_point, -128, 127, torch.int8))
             )
 
         return activated(function)
@@ -554,7 +560,10 @@ def int_mm(
 @pytest.mark.parametrize("weight_scale", [(K,), (1, K), (1,)], ids=str)
 def test_activations_that_are_quantized_in_a_way_of_their_own(weight_scale: Any, bias: Any) -> None:
     """Nothing that is known stands in front, so that an op takes the integers and the scales."""
-    tokens, op = int_mm(lambda x: x.abs().amax(-1, keepdim=True), weight_scale, bias), f"ao_arm::{OWN_WAY[2].strip('`')}"
+    tokens, op = (
+        int_mm(lambda x: x.abs().amax(-1, keepdim=True), weight_scale, bias),
+        f"ao_arm::{OWN_WAY[2].strip('`')}",
+    )
     assert_fused(tokens, [op], torch.randn(K, K) * 40)
     smoothed = int_mm(lambda x: torch.exp(x[:, :1] / 100), weight_scale, bias)
     assert_fused(smoothed, [QUANTIZED], torch.randn(K, K) * 40)

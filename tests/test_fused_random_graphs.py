@@ -69,7 +69,9 @@ class Graph(nn.Module):
     def __init__(self, steps: list[Step], dtype: torch.dtype) -> None:
         super().__init__()
         self.sources = [step.source for step in steps]
-        activations = nn.ModuleList([Calibrated(0.5, 3, dtype), Calibrated(0.25, 7 if dtype == torch.int8 else 99, dtype)])
+        activations = nn.ModuleList(
+            [Calibrated(0.5, 3, dtype), Calibrated(0.25, 7 if dtype == torch.int8 else 99, dtype)]
+        )
         weights = nn.ModuleList([ChannelsByTorchao(K, K), ChannelsByDecomposed(K, K), ChannelsByDecomposed(K, K)])
         self.layers = nn.ModuleList([exact_layer(weights[s.weight], activations[s.activations], s) for s in steps])
 

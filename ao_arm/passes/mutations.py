@@ -47,4 +47,6 @@ def _aliased(node: Node) -> Node | None:
 def _arguments(node: Node) -> list[tuple[Any, Any]]:
     schema = node.target._schema  # type: ignore[union-attr]
     given = list(zip(schema.arguments, node.args, strict=False))
-    return given + [(argument, node.kwargs[argument.name]) for argument in schema.arguments if argument.name in node.kwargs]
+    return given + [
+        (argument, node.kwargs[argument.name]) for argument in schema.arguments if argument.name in node.kwargs
+    ]

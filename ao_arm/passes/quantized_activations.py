@@ -13,7 +13,17 @@ from torch.fx import Node
 from ..quantize import FLOATS
 from .constants import Constants
 from .layers import Activations, Unfit
-from .matching import arguments, aten, dtype_of, is_view, is_view_of_tokens, is_view_or_cast, shape_of, spreads_over_rows, without
+from .matching import (
+    arguments,
+    aten,
+    dtype_of,
+    is_view,
+    is_view_of_tokens,
+    is_view_or_cast,
+    shape_of,
+    spreads_over_rows,
+    without,
+)
 from .traced_patterns import QuantizationRule, dequantization_patterns, quantization_patterns
 
 _torchao, _pt2e = torch.ops.torchao, torch.ops.quantized_decomposed
@@ -81,7 +91,9 @@ def _zero_point(found: Activations, dtype: torch.dtype, constants: Constants) ->
         return None
     least, greatest = _RANGES[dtype]
     if zero_point != int(zero_point) or not least <= zero_point <= greatest:
-        raise Unfit(f"its activations have the zero point {zero_point}, and an integer in [{least}, {greatest}] is wanted")
+        raise Unfit(
+            f"its activations have the zero point {zero_point}, and an integer in [{least}, {greatest}] is wanted"
+        )
     return int(zero_point)
 
 
@@ -233,7 +245,11 @@ def _from_floats_by_scale(integers: Node, found: Activations, constants: Constan
 
 
 def _range(given: dict[str, Any]) -> tuple[Any, Any]:
-    return given["quant_min"], given["quant_max"]
+    """The range of integers that is named, or else that of their dtype."""
+    dtype = next((given[name] for name in ("target_dtype", "output_dtype", "dtype") if name in given), None)
+    whole = _RANGES.get(dtype, (None, None))  # type: ignore[arg-type]
+    named = (given["quant_min"], given["quant_max"])
+    return tuple(bound if limit is None else limit for limit, bound in zip(named, whole, strict=True))  # type: ignore[return-value]
 
 
 def _check_range(given: dict[str, Any], dtype: torch.dtype) -> None:
