@@ -13,7 +13,7 @@ from graphs import (
     HIDDEN,
     INT4,
     INT8,
-    PT2E,
+    PT2E_HERE,
     SOURCES_HERE,
     STATIC,
     Calibrated,
@@ -75,12 +75,12 @@ def test_each_source_of_torchao(source: str) -> None:
 
 @pytest.mark.x86
 @pytest.mark.slow
-@pytest.mark.parametrize("source", PT2E)
+@pytest.mark.parametrize("source", PT2E_HERE)
 def test_each_source_of_pt2e(source: str) -> None:
-    model, x = pt2e(PT2E[source].quantizer(), 4, K), torch.randn(4, K)
+    model, x = pt2e(PT2E_HERE[source].quantizer(), 4, K), torch.randn(4, K)
     with torch.no_grad(), reports() as made:
-        assert_near(compiled(model)(x), model(x), 1e-2 if PT2E[source].chained else 1e-5)
-    assert ops(made) == [[PT2E[source].op] * 2]
+        assert_near(compiled(model)(x), model(x), 1e-2 if PT2E_HERE[source].chained else 1e-5)
+    assert ops(made) == [[PT2E_HERE[source].op] * 2]
 
 
 # --- what is bound ---

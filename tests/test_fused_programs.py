@@ -1,4 +1,4 @@
-"""Exported programs of models that torchao and PT2E quantized: each layer is one op, with the source's numbers."""
+"""Exported programs of models that torchao and PT2E_HERE quantized: each layer is one op, with the source's numbers."""
 
 import io
 import warnings
@@ -14,7 +14,7 @@ from graphs import (
     GROUPED,
     INT4,
     INT8,
-    PT2E,
+    PT2E_HERE,
     SOURCES_HERE,
     K,
     N,
@@ -37,7 +37,7 @@ import ao_arm
 from ao_arm.passes import fuse, fuse_
 
 EACH_SOURCE = pytest.mark.parametrize("source", SOURCES_HERE)
-EACH_PT2E = pytest.mark.parametrize("source", PT2E)
+EACH_PT2E = pytest.mark.parametrize("source", PT2E_HERE)
 
 
 def _plain(model: nn.Module, x: Tensor, **more: Any) -> ExportedProgram:
@@ -201,31 +201,34 @@ def test_autocast_within_a_program() -> None:
         assert_near(changed.module()(x), program.module()(x), 2e-2)
 
 
-# --- PT2E ---
+# --- PT2E_HERE ---
 
 
 @pytest.mark.x86
 @EACH_PT2E
 def test_each_source_of_pt2e(source: str) -> None:
     for shape in ((4, K), (2, 3, K)):
-        converted, x = pt2e(PT2E[source].quantizer(), *shape), torch.randn(*shape)
+        converted, x = pt2e(PT2E_HERE[source].quantizer(), *shape), torch.randn(*shape)
         expected = converted(x)
         graph, report = fused_graph(converted)
-        assert [(layer.name, layer.op) for layer in report] == [("0", PT2E[source].op), ("2", PT2E[source].op)]
+        assert [(layer.name, layer.op) for layer in report] == [
+            ("0", PT2E_HERE[source].op),
+            ("2", PT2E_HERE[source].op),
+        ]
         # Where float sums of the source lie on the edge between two integers, the next layer's input is a step off.
-        tolerance = 1e-2 if PT2E[source].chained else 1e-5
+        tolerance = 1e-2 if PT2E_HERE[source].chained else 1e-5
         assert_near(graph(x), expected, tolerance)
         changed = fused(exported(converted, x))
-        assert layers(changed.graph) == [PT2E[source].op] * 2
+        assert layers(changed.graph) == [PT2E_HERE[source].op] * 2
         assert left_of_the_source(changed) == []
         assert_near(changed.module()(x), expected, tolerance)
 
 
 @pytest.mark.x86
-@pytest.mark.parametrize("source", [name for name in PT2E if PT2E[name].chained])
+@pytest.mark.parametrize("source", [name for name in PT2E_HERE if PT2E_HERE[name].chained])
 def test_static_layers_of_pt2e_stay_quantized(source: str) -> None:
     x = torch.randn(4, K)
-    changed = fused(exported(pt2e(PT2E[source].quantizer(), 4, K), x))
+    changed = fused(exported(pt2e(PT2E_HERE[source].quantizer(), 4, K), x))
     assert targets(changed.graph) == ["ao_arm.linear_int8_static"] * 2
 
 
@@ -307,8 +310,9 @@ def test_explain_of_programs_and_graphs() -> None:
 
 
 @pytest.mark.x86
-def test_explain_of_a_static_chain() -> None:
-    converted = pt2e(PT2E[next(name for name in PT2E if PT2E[name].chained)].quantizer(), 4, K)
+@pytest.mark.parametrize("source", [name for name in PT2E_HERE if PT2E_HERE[name].chained][:1])
+def test_explain_of_a_static_chain(source: str) -> None:
+    converted = pt2e(PT2E_HERE[source].quantizer(), 4, K)
     fuse_(converted)
     first, second = ao_arm.explain(converted)
     assert (first.scheme, second.scheme) == (

@@ -76,7 +76,7 @@ def _zero_point(found: Activations, dtype: torch.dtype, constants: Constants) ->
     Raises:
         Unfit: if it is none, or may be none, that an op takes.
     """
-    zero_point = found.zero_point
+    zero_point: Any = found.zero_point
     if isinstance(zero_point, Node):
         value = constants.value(zero_point)
         if value is None or value.numel() != 1:
