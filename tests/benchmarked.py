@@ -14,7 +14,7 @@ from ao_arm.system import current_system
 
 OURS = "ao_arm int8 dynamic"
 SETTINGS = results.Settings("quick", samples=2, sample_seconds=1e-4, most_seconds=1e9)
-EAGER = tuple(row for row in CANDIDATES if not row.compiled)
+EAGER = tuple(row for row in CANDIDATES if not row.backend)
 
 
 def row_of(name: str) -> Candidate:

@@ -4,11 +4,13 @@ Which tests are quick, in which order they run, and what runs beside them.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import beside
 import cases
 import hypothesis
+import pairs
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ if cases.EMULATED_CPU:
 
 hypothesis.settings.register_profile(
     "ao_arm",
-    max_examples=200 // cases.STEP,
+    max_examples=20 if cases.EMULATED_CPU else 200,
     deadline=None,
     derandomize=True,
     # Fixtures here choose a kernel or a number of threads, which no example changes.
@@ -31,6 +33,8 @@ hypothesis.settings.load_profile("ao_arm")
 #: Fail for kernels in no one's `kernels_met`, so they have to run last.
 LAST = ("test_every_kernel_of_this_cpu_met_a_case", "test_every_int4_kernel_of_this_cpu_met_a_case")
 _left_out = pytest.StashKey[bool]()
+#: Of a test that others stand for.
+_spared = pytest.StashKey[bool]()
 
 
 # Only what asks for more threads gets them: on a busy machine they wait for each other for long.
@@ -77,8 +81,12 @@ def all_were_asked_for(request: pytest.FixtureRequest) -> None:
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
         elsewhere = cases.EMULATED_CPU and item.get_closest_marker("x86")
-        if "kernels_met" in getattr(item, "fixturenames", ()) and not elsewhere:
+        if "kernels_met" in getattr(item, "fixturenames", ()) and not elsewhere and not item.stash.get(_spared, False):
             item.config.stash[_left_out] = True
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pairs", action="store_true", help="of a test's combinations of parameters those in pairs.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -99,12 +107,19 @@ def _needs_machine(item: pytest.Item) -> bool:
     return "machine" in getattr(item, "fixturenames", ())
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     for item in items:
         if not _needs_machine(item) and not any(item.get_closest_marker(name) for name in NOT_QUICK):
             item.add_marker("quick")
     items.sort(key=_order)
+    yield
+    if config.option.pairs:  # now that other tests are deselected
+        spared = pairs.left_out(items)
+        for item in spared:
+            item.stash[_spared] = True
+        config.hook.pytest_deselected(items=spared)
+        items[:] = [item for item in items if not item.stash.get(_spared, False)]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -317,31 +317,42 @@ def calibrated_u8() -> Activations:
     return Calibrated(0.03125, 121, torch.uint8)
 
 
-_ACTIVATIONS: dict[str, tuple[Callable[[], Activations], str, str]] = {
+#: Ways to quantize activations, and the op of ours for each kind of weight.
+ACTIVATIONS: dict[str, tuple[Callable[[], Activations], str, str]] = {
     # name: what makes them, the op for int8 weights, the op for 4 bits
-    "per token, torchao": (TokensByTorchao, DYNAMIC, GROUPED),
-    "per token, symmetric, torchao": (symmetric_tokens, DYNAMIC, GROUPED),
-    "per token, quantized_decomposed": (TokensByDecomposed, QUANTIZED, GROUPED),
-    "static s8, quantized_decomposed": (Calibrated, STATIC, GROUPED),
-    "static u8, quantized_decomposed": (calibrated_u8, STATIC, ""),
-    "static s8, torchao": (CalibratedByTorchao, STATIC, GROUPED),
-    "by the range of all, quantized_decomposed": (ByRange, STATIC, GROUPED),
+    "per token, `torchao.*`": (TokensByTorchao, DYNAMIC, GROUPED),
+    "per token, symmetric, `torchao.*`": (symmetric_tokens, DYNAMIC, GROUPED),
+    "per token, `quantized_decomposed.*`": (TokensByDecomposed, QUANTIZED, GROUPED),
+    "static s8, `quantized_decomposed.*`": (Calibrated, STATIC, GROUPED),
+    "static u8, `quantized_decomposed.*`": (calibrated_u8, STATIC, ""),
+    "static s8, `torchao.*`": (CalibratedByTorchao, STATIC, GROUPED),
+    "by the range of all, `quantized_decomposed.*`": (ByRange, STATIC, GROUPED),
 }
-_WEIGHTS: dict[str, tuple[Callable[[int, int], Weight], bool]] = {
+#: Ways to hold a weight.
+WEIGHTS: dict[str, tuple[Callable[[int, int], Weight], bool]] = {
     # name: what makes it, whether it has 4 bits
-    "int8 per channel, torchao": (ChannelsByTorchao, False),
-    "int8 per channel, quantized_decomposed": (ChannelsByDecomposed, False),
-    "int8 per tensor, quantized_decomposed": (WholeByDecomposed, False),
-    "4 bits in groups, torchao": (GroupsByTorchao, True),
-    "4 bits in groups, quantized_decomposed": (GroupsByDecomposed, True),
+    "int8 per channel, `torchao.*`": (ChannelsByTorchao, False),
+    "int8 per channel, `quantized_decomposed.*`": (ChannelsByDecomposed, False),
+    "int8 per tensor, `quantized_decomposed.*`": (WholeByDecomposed, False),
+    "4 bits in groups, `torchao.*`": (GroupsByTorchao, True),
+    "4 bits in groups, `quantized_decomposed.*`": (GroupsByDecomposed, True),
 }
 #: Each pair that is one op, by its name.
 WRITTEN = {
-    f"{lhs} x {rhs}": Written(activations, weight, of_4_bits if four_bits else of_int8)
-    for lhs, (activations, of_int8, of_4_bits) in _ACTIVATIONS.items()
-    for rhs, (weight, four_bits) in _WEIGHTS.items()
+    f"{lhs} x {rhs}".replace("`", "").replace(".*", ""): Written(
+        activations, weight, of_4_bits if four_bits else of_int8
+    )
+    for lhs, (activations, of_int8, of_4_bits) in ACTIVATIONS.items()
+    for rhs, (weight, four_bits) in WEIGHTS.items()
     if (of_4_bits if four_bits else of_int8)
 }
+
+#: A layer whose activations are quantized by ops that are none of those: source, what stands in the graph, and the op.
+OWN_WAY = (
+    "any tool: int8 activations of other ops",
+    "`_int_mm`, `mul` by a scale for each token, `mul` by the weight's scales, `add` of a bias",
+    "`linear_int8_quantized`",
+)
 
 # --- layers, as tools quantize them ---
 
@@ -389,12 +400,14 @@ class Source:
         config: makes the configuration.
         op: for float32 models.
         op_bf16: for bfloat16 models, where torchao rounds an asymmetric range in its own way.
+        pattern: what stands in the exported graph.
         exact: whether the source's own sums are integers too.
     """
 
     config: Callable[[], Any]
     op: str
     op_bf16: str
+    pattern: str
     exact: bool = False
 
 
@@ -408,31 +421,53 @@ def _intx(dtype: torch.dtype, granularity: Any) -> Any:
 
 #: By the text that docs/support.md has.
 SOURCES = {
-    "`Int8DynamicActivationInt8WeightConfig()`": Source(_int8, DYNAMIC, DYNAMIC, exact=True),
+    "`Int8DynamicActivationInt8WeightConfig()`": Source(
+        _int8,
+        DYNAMIC,
+        DYNAMIC,
+        "`quantize_affine`, `_int_mm` (s8 x s8, or u8 x s8 as VNNI has it), scales, bias",
+        exact=True,
+    ),
     "`Int8DynamicActivationInt8WeightConfig(act_mapping_type=ASYMMETRIC)`": Source(
-        lambda: _int8(MappingType.ASYMMETRIC), DYNAMIC, QUANTIZED, exact=True
+        lambda: _int8(MappingType.ASYMMETRIC),
+        DYNAMIC,
+        QUANTIZED,
+        "`quantize_affine`, `_int_mm` (s8 x s8, or u8 x s8 as VNNI has it), scales and zero points, bias",
+        exact=True,
     ),
     "`Int8DynamicActivationIntxWeightConfig(int4, PerGroup(32))`": Source(
-        lambda: _intx(torch.int4, PerGroup(32)), GROUPED, GROUPED
+        lambda: _intx(torch.int4, PerGroup(32)),
+        GROUPED,
+        GROUPED,
+        "`quantize_affine`, `dequantize_affine`, `dequantize_affine` of 4 bits, `linear`",
     ),
     "`Int8DynamicActivationIntxWeightConfig(int8, PerAxis(0))`": Source(
-        lambda: _intx(torch.int8, PerAxis(0)), DYNAMIC, QUANTIZED
+        lambda: _intx(torch.int8, PerAxis(0)),
+        DYNAMIC,
+        QUANTIZED,
+        "`quantize_affine`, `dequantize_affine`, `dequantize_affine` of int8, `linear`",
     ),
 }
 
 
 @dataclass(frozen=True)
 class SourceOfPT2E:
-    """A quantizer of PT2E, the op that its layers become, and whether they hand on integers to each other."""
+    """A quantizer of PT2E, what stands in its graphs, whether layers hand on integers to each other, and their op."""
 
     quantizer: Callable[[], Any]
-    op: str = STATIC
+    pattern: str
     chained: bool = False
+    op: str = STATIC
+
+
+def _pt2e(quantizer: Callable[[], Any], weight: str, before: str = "", chained: bool = False) -> SourceOfPT2E:
+    activations = "`quantize_per_tensor`, `dequantize_per_tensor`"
+    return SourceOfPT2E(quantizer, f"{before}{activations}, `dequantize_per_{weight}` of the weight, `linear`", chained)
 
 
 PT2E = {
-    "`ArmInductorQuantizer`, static": SourceOfPT2E(lambda: arm_quantizer(False), chained=True),
-    "`ArmInductorQuantizer`, dynamic": SourceOfPT2E(lambda: arm_quantizer(True)),
-    "`X86InductorQuantizer`, static": SourceOfPT2E(lambda: x86_quantizer(False), chained=True),
-    "`X86InductorQuantizer`, dynamic": SourceOfPT2E(lambda: x86_quantizer(True)),
+    "`ArmInductorQuantizer`, static": _pt2e(lambda: arm_quantizer(False), "tensor", chained=True),
+    "`ArmInductorQuantizer`, dynamic": _pt2e(lambda: arm_quantizer(True), "tensor", "`choose_qparams`, "),
+    "`X86InductorQuantizer`, static": _pt2e(lambda: x86_quantizer(False), "channel", chained=True),
+    "`X86InductorQuantizer`, dynamic": _pt2e(lambda: x86_quantizer(True), "channel", "`choose_qparams`, "),
 }

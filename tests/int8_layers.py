@@ -1,5 +1,7 @@
 """What tests of the int8 ops have in common: their options, layers, activations of any bits."""
 
+import math
+
 import cases
 import pytest
 import torch
@@ -40,6 +42,32 @@ def float_matrices(dtype: torch.dtype) -> st.SearchStrategy[Tensor]:
         )
 
     return st.tuples(st.integers(1, 3), st.integers(1, 40)).flatmap(matrix)
+
+
+def odd_activations(k: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Named rows of values that are easily got wrong."""
+    information = torch.finfo(dtype)
+    half_steps = torch.arange(-k, k, 2) / 2  # with 127.5 among them each lies between two steps
+    half_steps[0] = 127.5
+    rows = {
+        "zeros": torch.zeros(k),
+        "negative zeros": torch.full((k,), -0.0),
+        "normal": torch.randn(k),
+        "positive": torch.rand(k) + 1,
+        "negative": -torch.rand(k) - 1,
+        "equal": torch.full((k,), 0.3),
+        "smallest subnormal": torch.full((k,), information.smallest_normal * information.eps),
+        "subnormal": torch.randn(k) * information.smallest_normal / 8,
+        "tiny": torch.randn(k) * 1e-7,
+        "largest": torch.full((k,), information.max),
+        "both largest": torch.where(torch.arange(k).remainder(2) == 0, information.max, information.min),
+        "one large": torch.where(torch.arange(k) == k - 1, information.max, 1.0),
+        "mixed magnitudes": torch.randn(k) * torch.logspace(-30, 4, k),
+        "half steps": half_steps,
+        "NaN": torch.where(torch.arange(k) == k // 2, math.nan, 1.0),
+        "infinity": torch.where(torch.arange(k) == 0, -math.inf, 1.0),
+    }
+    return {name: row.to(dtype) for name, row in rows.items()}
 
 
 def first_difference(actual: Tensor, expected: Tensor) -> str:

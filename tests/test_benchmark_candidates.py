@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarked import EAGER, OURS, bench, measured, row_of
 
-from ao_arm.benchmark import results
+from ao_arm.benchmark import measuring, results
 from ao_arm.benchmark.candidates import BASELINE, CANDIDATES
 from ao_arm.benchmark.verification import relative_difference
 from ao_arm.demo.encoder import MODEL_PACKAGE
@@ -46,13 +46,47 @@ def test_every_candidate_is_right_or_says_why_it_does_not_run(shape: str) -> Non
 @pytest.mark.x86
 @pytest.mark.slow
 def test_compiled_candidates_are_right() -> None:
-    rows = [row for row in CANDIDATES if row.compiled]
+    rows = [row for row in CANDIDATES if row.backend]
     found = measured(*rows, shape="3x128x40")
     for row in rows:
         assert not found[row.name].wrong
         # Others may not compile: torchao 0.16's static layers do not.
         assert not found[row.name].complaint or not row.name.startswith((BASELINE, "ao_arm"))
     assert found[f"{OURS} compiled"].reference_difference == 0.0
+    assert not any(found[row.name].complaint for row in rows if row.name.startswith("torchao int8 dynamic"))
+
+
+@pytest.mark.x86
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "bits"), [("torchao int8 dynamic", 8), ("torchao int4 g32", 4)])
+def test_fusing_adds_a_packed_weight_and_no_floats(name: str, bits: int) -> None:
+    found = measured(*(row_of(f"{name}{suffix}") for suffix in ("", " compiled", " fused")), shape="3x256x512")
+    eager, compiled, fused = found.values()
+    values = 256 * 512
+    assert eager.added_bytes is None and eager.weight_bytes is not None and eager.weight_bytes >= values
+    assert fused.added_bytes is not None and compiled.added_bytes is not None
+    # Scales, sums, padding and a header are the rest.
+    assert values * bits / 8 <= fused.added_bytes < 1.3 * values * bits / 8 + 4096
+    if bits == 4:
+        assert compiled.added_bytes >= 4 * values  # floats
+    assert {row.weight_bytes for row in found.values()} == {eager.weight_bytes}
+
+
+@pytest.mark.x86
+@pytest.mark.slow
+def test_what_is_compiled_is_held_against_eager_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = measuring.frozen
+
+    def shuffled(*arguments: Any) -> Any:
+        function, output = right(*arguments)
+        return function, output.flip(0)
+
+    monkeypatch.setattr(measuring, "frozen", shuffled)
+    row = dataclasses.replace(row_of("torchao int8 dynamic fused"), least_sqnr_db=-100)
+    monkeypatch.setattr(measuring, "LEAST_DB", -100)
+    found = measured(row, timed=True)[row.name]
+    assert found.wrong and found.timing is None
+    assert found.complaint.startswith("its SQNR to the same layers in eager mode is")
 
 
 class Wrong(torch.nn.Module):
@@ -90,7 +124,7 @@ class Wrong(torch.nn.Module):
 def test_a_wrong_candidate_is_found_and_not_timed(error: float, complaint: str, compiled: bool) -> None:
     ours = row_of(OURS)
     wrong = dataclasses.replace(
-        ours, name="wrong", make=lambda *args: Wrong(ours.make(*args), error), compiled=compiled
+        ours, name="wrong", make=lambda *args: Wrong(ours.make(*args), error), backend="inductor" if compiled else ""
     )
     found = measured(ours, wrong, timed=True)
     assert not found[OURS].complaint and found[OURS].timing

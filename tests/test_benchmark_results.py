@@ -51,6 +51,19 @@ def test_tables_show_ratios_spreads_and_reasons() -> None:
     assert tables.ratio(0.00213) == "0.002"
     assert "not run: bf16 (1x32x48): it needs another CPU" in text
     assert "Set: OMP_NUM_THREADS=2." in text
+    assert "memory: " not in text  # nothing was compiled
+
+
+def test_a_table_of_memory() -> None:
+    rows = [
+        dataclasses.replace(row, weight_bytes=2_000_000, added_bytes=added)
+        for row, added in zip(some_results().measurements, (None, 500_000, None, 1_250_000), strict=False)
+    ]
+    lines = list(tables.lines(dataclasses.replace(some_results(), measurements=tuple(rows)), BASELINE))
+    table = lines[lines.index(next(line for line in lines if line.startswith("memory: "))) :]
+    assert table[1].split() == ["32", "->", "48"]
+    assert table[3].split() == [BASELINE, "2.00"]
+    assert table[4].split() == [*OURS.split(), "2.00", "+", "1.25"]
 
 
 def test_comparing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

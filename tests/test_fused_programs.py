@@ -161,6 +161,25 @@ def test_a_fused_program_is_saved_and_loaded() -> None:
         assert layers(loaded.run_decompositions().graph) == [source.op] * 2
 
 
+def test_activations_that_are_smoothed() -> None:
+    """As SmoothQuant does: a product in front of each layer."""
+
+    class Smoothed(nn.Module):
+        def __init__(self, source: str) -> None:
+            super().__init__()
+            self.inner = quantized_by(SOURCES[source].config())[0]
+            self.factor = nn.Parameter(torch.rand(K) + 0.5, requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x * self.factor)
+
+    for source in SOURCES:
+        model, x = Smoothed(source), torch.randn(5, K)
+        changed = fused(exported(model, x))
+        assert layers(changed.graph) == [SOURCES[source].op]
+        assert_near(changed.module()(x), model(x))
+
+
 def test_autocast_within_a_program() -> None:
     class Model(nn.Module):
         def __init__(self, source: str) -> None:

@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cases
-import pytest
 import pt2e_models
+import pytest
 import torch
 from pt2e_models import MODELS, WAYS, Encoder, Way, aten, converted, exact, quantizer_of, x86_config
 from torch import Tensor
 from torch.fx import GraphModule
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
-
 
 from ao_arm.demo import encoder
 from ao_arm.passes import FusionReport, compiled_reports, fuse, fuse_

@@ -23,14 +23,14 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 OTHERS = sorted({"0.16.0", "0.17.0"} - {importlib.metadata.version("torchao")})
 #: These know no torchao.
 ALIKE = (
-    *("arm64", "csrc", "test_benchmark_results.py", "test_benchmark_timing.py", "test_directions.py"),
-    *("test_documentation.py", "test_dynamic_ops.py", "test_int4_op_calls.py", "test_int4_ops.py"),
-    *("test_int4_packing.py", "test_kernel_choice.py", "test_matmul_ops.py", "test_op_statements.py"),
-    *("test_packed_bytes.py", "test_pairs.py", "test_progress.py", "test_quantize.py", "test_static_ops.py"),
-    *("test_threads.py", "test_tutorials.py", Path(__file__).name),
+    *("arm64", "csrc", "test_activation_ops.py", "test_benchmark_results.py", "test_benchmark_timing.py"),
+    *("test_ci.py", "test_directions.py", "test_documentation.py", "test_dynamic_ops.py"),
+    *("test_int4_op_calls.py", "test_int4_ops.py", "test_int4_packing.py", "test_kernel_choice.py"),
+    *("test_matmul_ops.py", "test_op_statements.py", "test_packed_bytes.py", "test_pairs.py", "test_progress.py"),
+    *("test_quantize.py", "test_static_ops.py", "test_threads.py", "test_tutorials.py", Path(__file__).name),
 )
 PYTEST = ("-m", "pytest", "tests", *(f"--ignore=tests/{name}" for name in ALIKE))
-OPTIONS = ("-q", "-p", "no:cacheprovider", "--color=no", "-rfE", "-m", "not slow")
+OPTIONS = ("-q", "--pairs", "-p", "no:cacheprovider", "--color=no", "-rfE", "-m", "not slow")
 
 
 def fetch(version: str, folder: Path) -> None:

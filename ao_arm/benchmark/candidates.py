@@ -14,12 +14,13 @@ import torch
 import torchao.quantization
 from torch import Tensor
 from torchao.core.config import AOBaseConfig
-from torchao.quantization import PerRow, PerTensor, quantize_
+from torchao.quantization import PerGroup, PerRow, PerTensor, quantize_
 from torchao.quantization.quant_primitives import MappingType
 
 from .. import reference
 from ..affine_quantized import packed_weight_of
 from ..config import acl_int4_grouped, acl_int8_dynamic, acl_int8_static
+from ..layout import HAS_AQT
 from .torch_layers import Dynamic4BitLinear, DynamicLinear, StaticLinear
 
 Make = Callable[[torch.nn.Linear, Tensor], torch.nn.Module]
@@ -44,7 +45,7 @@ class Candidate:
         reference: the oracle of the layer that was made, or None.
         tolerance: the largest difference from ``reference``, relative to its largest value; 0 means equal bits.
         dtype: of the float layer and the inputs.
-        compiled: whether torch.compile compiles it, with freezing.
+        backend: of torch.compile, which compiles it with freezing; "" if nothing does.
         obstacle: tells why it cannot run on this machine or with these versions; "" if it can.
     """
 
@@ -55,7 +56,7 @@ class Candidate:
     reference: Reference | None = None
     tolerance: float = 0.0
     dtype: torch.dtype = torch.float32
-    compiled: bool = False
+    backend: str = ""
     obstacle: Callable[[], str] = lambda: ""
 
 
@@ -94,7 +95,14 @@ def _ours_int4(group_size: int, calibration: Tensor) -> AOBaseConfig:
 
 
 def _torchao_dynamic(calibration: Tensor) -> AOBaseConfig:
-    return torchao.quantization.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+    # Where AffineQuantizedTensor exists, version 1, the default, is made of it; version 2 is torchao 0.18's Int8Tensor.
+    version = {"version": 2} if HAS_AQT else {}
+    return torchao.quantization.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False, **version)
+
+
+def _torchao_int4(group_size: int, calibration: Tensor) -> AOBaseConfig:
+    int4: torch.dtype = getattr(torch, "int4")  # noqa: B009 - torch's types do not have it
+    return torchao.quantization.Int8DynamicActivationIntxWeightConfig(int4, PerGroup(group_size), version=2)
 
 
 def _torchao_static(calibration: Tensor) -> AOBaseConfig:
@@ -153,8 +161,20 @@ def _needs_op(name: str) -> str:
 # --- the table ---
 
 
-def _and_compiled(eager: Candidate) -> tuple[Candidate, Candidate]:
-    return eager, dataclasses.replace(eager, name=f"{eager.name} compiled", compiled=True)
+#: What is compiled is called by its eager name and one of these, which stand for a backend.
+_BACKENDS = {"compiled": "inductor", "fused": "ao_arm"}
+
+
+def _and_compiled(eager: Candidate, *suffixes: str) -> tuple[Candidate, ...]:
+    return eager, *(
+        dataclasses.replace(eager, name=f"{eager.name} {suffix}", backend=_BACKENDS[suffix])
+        for suffix in suffixes or ("compiled",)
+    )
+
+
+def _stock(eager: Candidate) -> tuple[Candidate, ...]:
+    """What another tool quantized: as it is, compiled as it is, and with its layers fused to ops of ours."""
+    return _and_compiled(eager, *_BACKENDS)
 
 
 CANDIDATES = (
@@ -200,7 +220,7 @@ CANDIDATES = (
             )
         )
     ),
-    *_and_compiled(
+    *_stock(
         Candidate(
             "torchao int8 dynamic",
             "int8 dynamic, per token x per channel",
@@ -209,13 +229,22 @@ CANDIDATES = (
             obstacle=partial(_needs_torchao, "Int8DynamicActivationInt8WeightConfig"),
         )
     ),
-    *_and_compiled(
+    *_stock(
         Candidate(
             "torchao int8 static",
             "int8 static, per tensor x per channel",
             partial(_quantize, _torchao_static),
             least_sqnr_db=30,
             obstacle=partial(_needs_torchao, "Int8StaticActivationInt8WeightConfig"),
+        )
+    ),
+    *_stock(
+        Candidate(
+            "torchao int4 g32",
+            "int4 grouped, per token x per group of 32",
+            partial(_quantize, partial(_torchao_int4, 32)),
+            least_sqnr_db=15,
+            obstacle=partial(_needs_torchao, "Int8DynamicActivationIntxWeightConfig"),
         )
     ),
     *(

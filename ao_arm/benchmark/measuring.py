@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import timing
+from . import memory
 from .candidates import Candidate
 from .results import Measurement, Settings
 from .subject import Function, Subject
@@ -114,25 +115,32 @@ def _verified(
 ) -> tuple[Callable[[], Tensor], Verification]:
     """The candidate's call in this case, and what is known about its result."""
     eager, layers = built
-    function, argument, difference = eager, subject.input(case, candidate.dtype), None
+    argument, difference = subject.input(case, candidate.dtype), None
     if candidate.reference is not None:
         difference = difference_from_reference(layers, candidate.reference, partial(eager, argument))
-    if candidate.compiled:
-        function = frozen(eager, candidate.name)
-    output = function(argument)
-    if candidate.compiled and candidate.reference is not None and subject.layers_alone:
-        difference = relative_difference(output, candidate.reference(layers[0], argument))
     least = max(candidate.least_sqnr_db - subject.sqnr_loss_db, LEAST_DB)
-    return partial(function, argument), verify(candidate, output, expected, least, difference)
+    held = memory.weight_bytes(layers)
+    if not candidate.backend:
+        found = verify(candidate, eager(argument), expected, least, difference)
+        return partial(eager, argument), replace(found, weight_bytes=held)
+    uncompiled, before = eager(argument), memory.live_tensors()
+    function, output = frozen(eager, candidate.name, candidate.backend, argument)
+    added = memory.bytes_since(before, but_for=output)
+    if candidate.reference is not None and subject.layers_alone:
+        difference = relative_difference(output, candidate.reference(layers[0], argument))
+    found = verify(candidate, output, expected, least, difference, uncompiled)
+    return partial(function, argument), replace(found, weight_bytes=held, added_bytes=added)
 
 
-def frozen(function: Function, name: str) -> Function:
-    """The function compiled for the shapes that it is first called with, with weights as constants."""
+def frozen(function: Function, name: str, backend: str, argument: Any) -> tuple[Function, Tensor]:
+    """The function compiled for the shapes of an argument, with weights as constants, and what it gives for it."""
 
     def call(argument: Any) -> Tensor:
         return function(argument)
 
     # torch keeps compiled graphs by code object. With one for each name no call has to go through others' guards.
     call.__code__ = call.__code__.replace(co_name=name)
-    compiled: Function = torch.compile(call, dynamic=False, options={"freezing": True})
-    return compiled
+    compiled: Function = torch.compile(call, backend=backend, dynamic=False)
+    # Dynamo reads the setting as well, which as an option is Inductor's only: weights would stay inputs.
+    with torch._inductor.config.patch(freezing=True):
+        return compiled, compiled(argument)

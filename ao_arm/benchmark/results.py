@@ -33,6 +33,8 @@ class Measurement:
         wrong: whether it ran and gave a wrong result.
         sqnr_db: against fp32; None if it did not run or equals fp32.
         reference_difference: from its own reference, relative to the largest value; 0 means equal bits.
+        weight_bytes: of its layers' parameters and buffers; None if it did not run.
+        added_bytes: of the tensors that compiling it made and keeps; None if it is not compiled.
     """
 
     subject: str
@@ -44,6 +46,8 @@ class Measurement:
     wrong: bool = False
     sqnr_db: float | None = None
     reference_difference: float | None = None
+    weight_bytes: int | None = None
+    added_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ def lines(results: Results, baseline: str) -> Iterator[str]:
     yield "results: SQNR to fp32 and difference from the candidate's own reference"
     yield from _accuracy_lines(results)
     yield ""
+    yield from _memory_lines(rows)
     yield from _complaints(rows)
     yield from _notes(results)
 
@@ -88,6 +89,28 @@ def _accuracy_lines(results: Results) -> list[str]:
     return text_table.with_rule(("", "scheme", "least SQNR, dB", "reference"), body, right=(2, 3))
 
 
+def _memory_lines(rows: Sequence[Measurement]) -> Iterator[str]:
+    """What weights take in each subject, and what compiling adds to that; nothing if nothing was compiled."""
+    kept = [row for row in rows if row.weight_bytes is not None]
+    if all(row.added_bytes is None for row in kept):
+        return
+    cells: dict[tuple[str, str], str] = {}
+    for row in sorted(kept, key=lambda row: row.added_bytes or 0):  # of a subject's cases the one that keeps most
+        cells[row.candidate, row.subject] = _megabytes(row.weight_bytes or 0, row.added_bytes)
+    subjects = tuple(dict.fromkeys(row.subject for row in kept))
+    body = [
+        (candidate, *(cells.get((candidate, subject), "-") for subject in subjects))
+        for candidate in dict.fromkeys(row.candidate for row in kept)
+    ]
+    yield "memory: MB of the linear layers' weights + of the tensors that compiling makes and keeps"
+    yield from text_table.with_rule(("", *subjects), body, right=range(1, len(subjects) + 1))
+    yield ""
+
+
+def _megabytes(held: int, added: int | None) -> str:
+    return f"{held / 1e6:.2f}" + ("" if added is None else f" + {added / 1e6:.2f}")
+
+
 def _complaints(rows: Sequence[Measurement]) -> Iterator[str]:
     """Candidates that did not run or were wrong, each reason once."""
     names: dict[tuple[bool, str, str], list[str]] = {}
@@ -115,7 +138,7 @@ def _notes(results: Results) -> Iterator[str]:
             f"Each figure is the median of up to {settings.samples} samples of about "
             f"{1e3 * settings.sample_seconds:g} ms, or of one call that takes longer, taken of all candidates in turn, "
             "in inference mode. Layers take and give float tensors, quantization included; compiled ones are compiled "
-            "by torch.compile with freezing."
+            "by torch.compile with freezing, fused ones with backend ao_arm as well."
         )
     elif system.emulated:
         yield "No times: emulated ones would say nothing about an Arm CPU."

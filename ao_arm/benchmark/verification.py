@@ -24,17 +24,31 @@ class Verification:
         reference_difference: the largest difference from the reference, relative to its largest value; None without
             a reference.
         complaint: what is wrong; "" if nothing is.
+        weight_bytes: of the parameters and buffers of the candidate's layers, a shared one once.
+        added_bytes: of the tensors that compiling made and keeps; None if nothing was compiled.
     """
 
     sqnr_db: float
     reference_difference: float | None
     complaint: str
+    weight_bytes: int | None = None
+    added_bytes: int | None = None
+
+
+#: Of what is compiled, to the same layers' eager output. Rounding ties fall differently, which adds up in a model.
+LEAST_DB_TO_EAGER = 12.0
 
 
 def verify(
-    candidate: Candidate, output: Tensor, expected: Tensor, least_sqnr_db: float, difference: float | None
+    candidate: Candidate,
+    output: Tensor,
+    expected: Tensor,
+    least_sqnr_db: float,
+    difference: float | None,
+    uncompiled: Tensor | None = None,
 ) -> Verification:
-    """Judges an output (of any float dtype) by the fp32 one, and the difference from the reference if there is one."""
+    """Judges an output (of any float dtype) by the fp32 one, the difference from the reference if there is one, and if
+    it is that of a compiled candidate by what the same layers give eagerly."""
     if output.shape != expected.shape:
         complaint = f"its output has the shape {tuple(output.shape)} instead of {tuple(expected.shape)}"
         return Verification(float("-inf"), difference, complaint)
@@ -47,6 +61,10 @@ def verify(
             f"it differs from its reference by {difference:.2g} of the largest value, and {candidate.tolerance:.2g} is "
             "allowed"
         )
+    elif uncompiled is not None:
+        alike = sqnr_db(uncompiled.float(), output.float())
+        if not alike >= LEAST_DB_TO_EAGER:
+            complaint = f"its SQNR to the same layers in eager mode is {alike:.1f} dB"
     return Verification(found, difference, complaint)
 
 

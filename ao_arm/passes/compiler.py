@@ -76,7 +76,8 @@ def ao_arm_backend(
     """Inductor, with quantized linear layers as one op each: ``torch.compile(model, backend="ao_arm")``.
 
     Parameters and buffers are constants of the compiled graph, whether it is frozen or not: weights are packed once,
-    when it is compiled. If a parameter is replaced, or changed in place, it is compiled anew.
+    when it is compiled. If a parameter is replaced, or changed in place, it is compiled anew. Where gradients are
+    enabled, parameters that require one are no constants.
 
     Args:
         module, example_inputs: what Dynamo captured.
@@ -100,7 +101,9 @@ class _BoundGraph:
         self._patches = patches
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         self._places = [
-            place for place, node in enumerate(placeholders) if _is_held(node) and isinstance(inputs[place], Tensor)
+            place
+            for place, node in enumerate(placeholders)
+            if _is_held(node) and isinstance(inputs[place], Tensor) and not _is_trained(inputs[place])
         ]
         self._compile(inputs)
 
@@ -142,6 +145,11 @@ class _Passes(FuseQuantizedLinear):
 def _is_held(node: Node) -> bool:
     """Whether Dynamo says of an input that it is a parameter or a buffer."""
     return "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
+
+
+def _is_trained(tensor: Tensor) -> bool:
+    """Whether a parameter may change with each step, so that it is no constant."""
+    return tensor.requires_grad and torch.is_grad_enabled()
 
 
 def _version(tensor: Tensor) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from .matching import (
     captured,
     dtype_of,
     either_way,
+    is_expansion,
+    is_one,
     is_view,
     is_view_of_tokens,
     is_view_or_cast,
@@ -87,7 +88,7 @@ def layer_of_product(product: Node, constants: Constants) -> Layer:
         chain.append(users(chain[-1])[0])
     for node in reversed(chain[1:]):
         found = match(EPILOGUE, node)
-        if found is None or not _is_bias(found.kwargs.get("bias"), n) or not _scale_columns_and_rows(found.kwargs, n):
+        if found is None or not _is_bias(found.kwargs.get("bias"), n):
             continue
         # A view behind the layer is none of it.
         while is_view(node):
@@ -95,6 +96,8 @@ def layer_of_product(product: Node, constants: Constants) -> Layer:
         weight_scale = constants.value(found.kwargs["weight_scale"])
         if weight_scale is None:
             raise Unfit("its weight's scales are no constants of the graph")
+        if weight_scale.numel() != 1 and not _is_row(found.kwargs["weight_scale"]):
+            raise Unfit(f"its weight's scales have the shape {tuple(weight_scale.shape)}, not ({n},)")
         weight = int8_weight(transposed.t(), weight_scale)
         activations = quantized(_activations(given["self"], found.kwargs, transposed.t(), constants), constants)
         between = tuple(reversed(chain[: chain.index(node)]))
@@ -112,20 +115,26 @@ def _is_bias(bias: Any, n: int) -> bool:
     return bias is None or (isinstance(bias, Node) and shape_of(bias) == (n,))
 
 
-def _scale_columns_and_rows(found: dict[str, Any], n: int) -> bool:
-    """Whether the scales of the weight stand along its n output channels, and those of activations along rows."""
-    columns, rows = (shape_of(node) or (1,) for node in (found["weight_scale"], without(is_view, found["scale"])))
-    return columns[-1] in (n, 1) and prod(columns) in (n, 1) and _is_one(rows[-1])
+def _is_row(node: Any) -> bool:
+    """Whether all numbers lie along the last dimension, as output channels do."""
+    shape = shape_of(node) if isinstance(node, Node) else None
+    return shape is not None and all(is_one(size) for size in shape[:-1])
 
 
-def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1
+def _is_column(node: Any) -> bool:
+    """Whether there is one number for each row, or a single one; they may be repeated along the columns."""
+    node = without(is_expansion, node)
+    shape = shape_of(node) if isinstance(node, Node) else None
+    return shape is not None and (not shape or is_one(shape[-1]))
 
 
 def _activations(lhs: Node, found: dict[str, Any], qdata: torch.Tensor, constants: Constants) -> Activations:
     """The activations with the scale and the zero point that the epilogue has."""
     shifted = match(_SHIFTED, lhs) if dtype_of(lhs) == torch.uint8 else None
     sums = qdata.sum(dim=1, dtype=torch.int32)
+    for name, lies in (("scale", _is_column), ("zero_point", _is_column), ("column_sums", _is_row), ("shift", _is_row)):
+        if name in found and not lies(found[name]):
+            raise Unfit(f"the shape of the {name.replace('_', ' ')} in its epilogue is {_shape(found[name])}")
     if (shifted is not None) != ("shift" in found):
         raise Unfit("uint8 activations are multiplied without taking off what was added to them, or the reverse")
     if "shift" in found and not _equal(found["shift"], 128 * sums, constants):
@@ -142,8 +151,12 @@ def _activations(lhs: Node, found: dict[str, Any], qdata: torch.Tensor, constant
     if known is not None and known.numel() == 1:
         return Activations(integers, float(known), _integer(zero_point, constants), False)
     shape = shape_of(scale)
-    per_token = shape is None or not all(_is_one(size) for size in shape)
+    per_token = shape is None or not all(is_one(size) for size in shape)
     return Activations(without(is_view_of_tokens, integers), scale, zero_point, per_token)
+
+
+def _shape(node: Any) -> Any:
+    return shape_of(node) if isinstance(node, Node) else ()
 
 
 def _integer(zero_point: Any, constants: Constants) -> Any:

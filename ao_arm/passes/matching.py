@@ -48,6 +48,11 @@ def is_view(node: Any) -> bool:
     return isinstance(node, Node) and (node.target in VIEWS or (node.target in CASTS and not _changes_dtype(node)))
 
 
+def is_expansion(node: Any) -> bool:
+    """Whether ``node`` only repeats its input along dimensions of size 1."""
+    return isinstance(node, Node) and node.target in _EXPANSIONS
+
+
 def is_view_of_tokens(node: Any) -> bool:
     """Whether ``node`` gives the rows of its input in another shape: the last dimension stays."""
     if not is_view(node):
@@ -78,6 +83,18 @@ def without(kind: Callable[[Any], bool], node: Any) -> Any:
 def users(node: Node) -> list[Node]:
     """What uses a value, but for checks of it."""
     return [user for user in node.users if user.target not in ASSERTIONS]
+
+
+def spreads_over_rows(match: Match, ops: Iterable[Any]) -> bool:
+    """Whether the second operands of a match's calls of some ops hold one number for each row, or a single one."""
+    others = [arguments(node)["other"] for node in match.nodes if node.target in ops]
+    shapes = [shape_of(other) for other in others if isinstance(other, Node)]
+    return all(shape is not None and (not shape or is_one(shape[-1])) for shape in shapes)
+
+
+def is_one(size: Any) -> bool:
+    """Whether a size is known to be 1."""
+    return isinstance(size, int) and size == 1
 
 
 def dtype_of(node: Node) -> torch.dtype | None:

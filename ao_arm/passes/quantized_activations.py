@@ -13,7 +13,17 @@ from torch.fx import Node
 from ..quantize import FLOATS
 from .constants import Constants
 from .layers import Activations, Unfit
-from .matching import arguments, aten, dtype_of, is_view, is_view_of_tokens, is_view_or_cast, shape_of, without
+from .matching import (
+    arguments,
+    aten,
+    dtype_of,
+    is_view,
+    is_view_of_tokens,
+    is_view_or_cast,
+    shape_of,
+    spreads_over_rows,
+    without,
+)
 from .traced_patterns import QuantizationRule, dequantization_patterns, quantization_patterns
 
 _torchao, _pt2e = torch.ops.torchao, torch.ops.quantized_decomposed
@@ -66,7 +76,7 @@ def _zero_point(found: Activations, dtype: torch.dtype, constants: Constants) ->
     Raises:
         Unfit: if it is none, or may be none, that an op takes.
     """
-    zero_point = found.zero_point
+    zero_point: Any = found.zero_point
     if isinstance(zero_point, Node):
         value = constants.value(zero_point)
         if value is None or value.numel() != 1:
@@ -124,7 +134,10 @@ def _dequantized_by_op(node: Node, constants: Constants) -> Activations | None:
         given = arguments(node)
         per_token = _per_token(given["block_size"], shape_of(given["input"]))
         _check_range(given, given["input_dtype"])
-        return Activations(given["input"], _number(given["scale"], constants), given["zero_point"], per_token)
+        scale = _number(given["scale"], constants)
+        # Of a single row, the block is a token and the whole.
+        per_token = per_token and not isinstance(scale, float)
+        return Activations(given["input"], scale, given["zero_point"], per_token)
     if node.target in _DEQUANTIZE_PER_TENSOR:
         given = arguments(node)
         _check_range(given, given["dtype"])
@@ -147,6 +160,8 @@ def _dequantized_by_elements(node: Node, constants: Constants) -> Activations | 
             shape, scales = shape_of(integers), shape_of(scale)
             if shape is None or scales is None:
                 raise Unfit("the shapes of its activations and their scales are not known")
+            if not spreads_over_rows(found[0], (aten.mul.Tensor, aten.sub.Tensor)):
+                raise Unfit(f"its activations of shape {shape} are scaled or shifted by column")
             per_token = str(shape[:-1]) == str(scales[: len(shape) - 1])
             if not per_token and any(size != 1 for size in scales):
                 raise Unfit(f"its activations of shape {shape} have scales of shape {scales}, not one for each token")
@@ -212,7 +227,7 @@ def _from_floats_by_scale(integers: Node, found: Activations, constants: Constan
         given = arguments(integers)
     elif integers.target in _QUANTIZE_AFFINE:
         given = arguments(integers)
-        if _per_token(given["block_size"], shape_of(given["input"])):
+        if not isinstance(found.scale, float) and _per_token(given["block_size"], shape_of(given["input"])):
             return None
     else:
         return None

@@ -12,7 +12,7 @@ from torch.fx import Node
 from ..quantize import FLOATS
 from .constants import Constants
 from .layers import Unfit, Weight
-from .matching import arguments, dtype_of, is_cast, is_view, is_view_or_cast, shape_of, without
+from .matching import arguments, aten, dtype_of, is_cast, is_view, is_view_or_cast, shape_of, spreads_over_rows, without
 from .traced_patterns import dequantization_patterns
 
 _torchao, _pt2e = torch.ops.torchao, torch.ops.quantized_decomposed
@@ -110,6 +110,8 @@ def _by_elements(node: Node, constants: Constants) -> Weight | None:
         qdata, scale = _value(given["input"], constants), _value(given["scale"], constants)
         if qdata.dim() != 2:
             raise Unfit(f"its weight has the shape {tuple(qdata.shape)}, and a matrix is wanted")
+        if not spreads_over_rows(found[0], (aten.mul.Tensor, aten.sub.Tensor)):
+            raise Unfit("its weight is scaled or shifted by column, and by row or by groups within rows is wanted")
         if scale.dim() == 3 and scale.shape[2] == 1:
             scale = scale[..., 0]
         # The range that was meant is not known here: four bits are judged by the values.

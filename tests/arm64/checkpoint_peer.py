@@ -1,10 +1,10 @@
-"""Writes or reads the checkpoints of test_checkpoint_matrix.py; runs on any machine.
+"""Writes and reads the checkpoints of test_checkpoint_matrix.py; runs on any machine.
 
-    checkpoint_peer.py write FOLDER
-    checkpoint_peer.py read FOLDER...
+    checkpoint_peer.py OWN_FOLDER FOLDER...
 
-Writing makes a quantized model and saves it in every form beside inputs and outputs. Reading prints, as JSON, for each
-folder which kernel serves its weights here, after checking that weights and outputs are equal.
+It makes a quantized model, saves it in every form beside inputs and outputs in its own folder, and prints `written`.
+When it gets a line, as soon as its peers have written too, it reads all the other folders and prints, as JSON, for each
+which kernels serve its weights here, after checking that weights and outputs are equal.
 """
 
 import json
@@ -107,7 +107,7 @@ def read(folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "write":
-        write(Path(sys.argv[2]))
-    else:
+    write(Path(sys.argv[1]))
+    print("written", flush=True)
+    if sys.stdin.readline():
         print(json.dumps({folder: read(Path(folder)) for folder in sys.argv[2:]}))

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from marks import run_region
@@ -197,25 +198,37 @@ def by_pt2e(layer: torch.nn.Module, x: Tensor) -> torch.nn.Module:
 
     quantizer = quantizers.ArmInductorQuantizer()
     quantizer.set_global(quantizers.get_default_arm_inductor_quantization_config())
-    prepared = quantize_pt2e.prepare_pt2e(torch.export.export(layer, (x,)).module(), quantizer)
+    # In what torch 2.10 exports without strict=True, quantizers find no layers.
+    prepared = quantize_pt2e.prepare_pt2e(torch.export.export(layer, (x,), strict=True).module(), quantizer)
     prepared(x)
     converted: torch.nn.Module = quantize_pt2e.convert_pt2e(prepared)
     return converted
 
 
 def exported_and_fused(layer: torch.nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    from ao_arm.passes import fuse
+    from ao_arm.passes import fuse_
 
-    fused: Callable[[Tensor], Tensor] = fuse(torch.export.export(layer, (x,))).module()
-    return fused
+    graph = torch.export.export(layer, (x,)).module()
+    must_be_fused(fuse_(graph))
+    return graph
 
 
 def frozen(layer: torch.nn.Module, x: Tensor, backend: str = "inductor") -> Callable[[Tensor], Tensor]:
     """Compiled with weights as constants."""
-    import ao_arm.passes  # noqa: F401 - brings the backend
+    from ao_arm.passes import compiled_reports
 
     compiled: Callable[[Tensor], Tensor] = torch.compile(layer, backend=backend, options={"freezing": True})
+    if backend == "ao_arm":
+        with torch.inference_mode():
+            compiled(x)
+        must_be_fused(compiled_reports()[-1])
     return compiled
+
+
+def must_be_fused(report: Any) -> None:
+    """Ends the program if a quantized layer is none of our ops."""
+    if report.left or not report.fused:
+        sys.exit(f"not fused: {report}")
 
 
 def stock(
@@ -232,7 +245,6 @@ def stock(
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
-        # PT2E of torch 2.10 passes over a layer that is the whole model.
         function = prepare(quantize(torch.nn.Sequential(layer).eval(), x), x)
     return lambda: function(x)
 

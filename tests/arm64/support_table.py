@@ -21,12 +21,12 @@ def table_in(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
-def replaced(page: str, table: Sequence[str]) -> str:
+def replaced(page: str, table: Sequence[str], markers: tuple[str, str] = MARKERS) -> str:
     """The page's text with this table between the markers."""
-    begin, end = map(re.escape, MARKERS)
+    begin, end = map(re.escape, markers)
     made, times = re.subn(f"(?<={begin}\n).*(?={end})", "".join(f"{line}\n" for line in table), page, flags=re.DOTALL)
     if times != 1:
-        raise ValueError(f"{PAGE.name} has {times} places for the table of kernels: {' '.join(MARKERS)}")
+        raise ValueError(f"{PAGE.name} has {times} places for the table: {' '.join(markers)}")
     return made
 
 

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,36 +20,48 @@ EXPECTED = {HERE: "portable/", "a64fx": "acl/", "neoverse-n1": "neon/", "neovers
 EXPECTED_INT4 = {HERE: "portable/int4_", "a64fx": "portable/int4_", "neoverse-n1": "neon/", "neoverse-v1": "neon/"}
 
 
-def _run(machine: Machine, place: str, *args: str) -> str:
-    if place == HERE:
-        env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-        done = subprocess.run([sys.executable, PEER, *args], env=env, text=True, capture_output=True)
-    else:
-        done = machine.run(place, [PEER, *args])
-    assert done.returncode == 0, f"{place}: {' '.join(args)}\n{done.stdout}{done.stderr}"
-    return done.stdout
+@contextmanager
+def _peer(machine: Machine, place: str, *folders: str) -> Iterator[subprocess.Popen[str]]:
+    if place != HERE:
+        with machine.start(place, [PEER, *folders], stdin=subprocess.PIPE) as process:
+            yield process
+        return
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    command = [sys.executable, str(PEER), *folders]
+    with subprocess.Popen(
+        command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        yield process
 
 
 @pytest.fixture(scope="module")
-def folders(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What each place wrote."""
-    made = {place: str(tmp_path_factory.mktemp("checkpoint")) for place in PLACES}
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda place: _run(machine, place, "write", made[place]), PLACES))
-    return made
-
-
-@pytest.fixture(scope="module")
-def readings(machine: Machine, folders: dict[str, str]) -> dict[str, dict[str, list[str]]]:
-    """By reader and writer, the kernels that serve the loaded weights."""
-    with ThreadPoolExecutor(2) as pool:
-        outputs = pool.map(lambda place: _run(machine, place, "read", *folders.values()), PLACES)
-    parsed = [json.loads(output.strip().splitlines()[-1]) for output in outputs]
-    names = {folder: place for place, folder in folders.items()}
-    return {
-        reader: {names[folder]: kernels for folder, kernels in result.items()}
-        for reader, result in zip(PLACES, parsed, strict=True)
-    }
+def readings(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
+    """By reader and writer, the kernels that serve the loaded weights. One process a place writes, then reads all."""
+    written = {place: str(tmp_path_factory.mktemp("checkpoint")) for place in PLACES}
+    names = {folder: place for place, folder in written.items()}
+    with ExitStack() as stack:
+        peers = {
+            place: stack.enter_context(_peer(machine, place, folder, *written.values()))
+            for place, folder in written.items()
+        }
+        for place, peer in peers.items():
+            assert peer.stdout is not None
+            lines = []
+            for line in peer.stdout:
+                lines.append(line)
+                if line == "written\n":
+                    break
+            assert lines[-1:] == ["written\n"], f"{place} did not write: {''.join(lines)}"
+        for peer in peers.values():
+            assert peer.stdin is not None
+            print(file=peer.stdin, flush=True)
+        read = {}
+        for place, peer in peers.items():
+            output, _ = peer.communicate()
+            assert peer.returncode == 0, f"{place} did not read: {output}"
+            kernels = json.loads(output.strip().splitlines()[-1])
+            read[place] = {names[folder]: found for folder, found in kernels.items()}
+    return read
 
 
 @pytest.mark.parametrize("reader", PLACES)

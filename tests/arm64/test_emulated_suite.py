@@ -6,9 +6,11 @@ run on which model, their marks say: see CONTRIBUTING.md.
 
 import os
 import platform
+import re
 import subprocess
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 
 import beside
 import pytest
@@ -24,11 +26,23 @@ SUITES = {
 }
 CHOSEN = tuple(filter(None, os.environ.get("AO_ARM_EMULATED_CPUS", "").split(","))) or CPUS
 
-PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-rfE", "tests", "--ignore=tests/arm64")
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-rfE", "--pairs")
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def files(marks: str) -> list[str]:
+    """Those that have tests with these marks: reading the others takes longer there than many a test."""
+    texts = {f"tests/{path.name}": path.read_text() for path in sorted(TESTS.glob("test_*.py"))}
+    if marks == "every_cpu":
+        return [name for name, text in texts.items() if "pytest.mark.every_cpu" in text]
+    return [
+        name for name, text in texts.items() if not re.search(r"^pytestmark = \[?\s*pytest\.mark\.x86\b", text, re.M)
+    ]
 
 
 def start(cpu: str, report: Report) -> AbstractContextManager[subprocess.Popen[str]]:
-    return built_machine(report).start(cpu, [*PYTEST, "-m", SUITES[cpu][0]])
+    marks = SUITES[cpu][0]
+    return built_machine(report).start(cpu, [*PYTEST, *files(marks), "-m", marks])
 
 
 @pytest.mark.skipif(platform.machine().lower() in ("aarch64", "arm64"), reason="the tests run on this Arm CPU")
@@ -42,6 +56,14 @@ def test_emulated_suite(cpu: str, request: pytest.FixtureRequest) -> None:
         beside.unavailable(f"the emulated machine is unavailable: {reason}")
     except BuildError as error:
         pytest.fail(str(error), pytrace=False)
+
+
+def test_files_are_left_out_by_their_marks() -> None:
+    assert {"tests/test_kernel_choice.py", "tests/test_readme.py"} <= {*files("every_cpu")}
+    of_any_kind = files("not x86")
+    assert {*files("every_cpu")} < {*of_any_kind}
+    assert "tests/test_tensor.py" in of_any_kind
+    assert "tests/test_language_demo.py" not in of_any_kind and "tests/test_directions.py" not in of_any_kind
 
 
 def test_an_outcome_is_read_from_what_pytest_prints() -> None:
