@@ -85,22 +85,12 @@ def quantization_patterns(dtype: torch.dtype) -> tuple[tuple[QuantizationRule, T
 def dequantization_patterns(dtype: torch.dtype) -> tuple[Traced, ...]:
     """Floats of a dtype from ``input``, ``scale`` and, if there is one, ``zero_point``: of activations per token, of
     weights in groups or per channel."""
-    given = {
-        "input": torch.zeros(3, 8, dtype=torch.int8),
-        "scale": torch.ones(3, 1, dtype=dtype),
-        "zero_point": torch.zeros(3, 1, dtype=torch.int8),
-    }
-    return (
-        *_traced(functools.partial(_dequantize, dtype), given),
-        *_traced(functools.partial(_dequantize, dtype), {**given, "scale": torch.ones(3, 1)}),
-        *(
-            pattern
-            for scale in (given["scale"], torch.ones(3, 1))
-            for pattern in _traced(
-                functools.partial(_dequantize, dtype, zero_point=None), {"input": given["input"], "scale": scale}
-            )
-        ),
-    )
+    integers = torch.zeros(3, 8, dtype=torch.int8)
+    found: list[Traced] = []
+    for zeros in ({"zero_point": torch.zeros(3, 1, dtype=torch.int8)}, {}):
+        for scale in (torch.ones(3, 1, dtype=dtype), torch.ones(3, 1)):
+            found += _traced(functools.partial(_dequantize, dtype), {"input": integers, "scale": scale, **zeros})
+    return tuple(found)
 
 
 def _quantize(rule: QuantizationRule, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +103,7 @@ def _quantize(rule: QuantizationRule, input: Tensor) -> tuple[Tensor, Tensor, Te
     return quantize_affine(input, block, scale, zero_point, torch.int8, _LEAST, _GREATEST), scale, zero_point
 
 
-def _dequantize(dtype: torch.dtype, input: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+def _dequantize(dtype: torch.dtype, input: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
     dequantized: Tensor = dequantize_affine(
         input, [1, input.shape[-1]], scale, zero_point, torch.int8, _LEAST, _GREATEST, output_dtype=dtype
     )
