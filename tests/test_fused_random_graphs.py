@@ -93,7 +93,7 @@ STEPS = st.builds(
 )
 
 
-@settings(max_examples=20 // STEP)
+@settings(max_examples=max(2, 10 // STEP))
 @torch.no_grad()
 @given(st.lists(STEPS, min_size=1, max_size=5), st.sampled_from([torch.int8, torch.uint8]), st.integers(1, 3))
 def test_static_layers_give_the_same_bits(steps: list[Step], dtype: torch.dtype, m: int) -> None:
@@ -107,7 +107,7 @@ def test_static_layers_give_the_same_bits(steps: list[Step], dtype: torch.dtype,
         assert torch.equal(one, other)
 
 
-@settings(max_examples=30 // STEP)
+@settings(max_examples=20 // STEP)
 @torch.no_grad()
 @given(
     st.sampled_from([*WRITTEN]),
@@ -127,7 +127,7 @@ def test_any_layer(name: str, product: str, bias: bool, n: int, groups: int, row
     assert_near(changed(x), graph(x), 2e-5)
 
 
-@settings(max_examples=10 // STEP)
+@settings(max_examples=max(2, 6 // STEP))
 @torch.no_grad()
 @given(st.lists(st.sampled_from([*WEIGHTS, *GROUPS]), min_size=1, max_size=4), st.integers(0, 1), st.integers(1, 20))
 def test_any_layers_that_share_activations(kinds: list[type[Weight]], activations: int, n: int) -> None:
