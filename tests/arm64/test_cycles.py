@@ -25,6 +25,8 @@ from pricing import Core
 from symbols import shortened
 from torch import Tensor
 
+import ao_arm
+
 # Calls on neoverse-v1, in cycles; with 64 rows the multiplications alone take 295 thousand.
 TARGETS = {
     "ours 64x768x768": 400_000,
@@ -381,3 +383,13 @@ def test_blocks_that_a_page_cuts_are_joined() -> None:
 def test_groups_that_do_not_fit_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     cycles_guest.main(["int4-g32", "int4-g128", "int4-g32-kleidiai", "torch-int4-g128"], [(2, 96, 64)])
     assert capsys.readouterr().out == "region: int4-g32 2x96x64\n"
+
+
+def test_what_other_tools_quantized_has_to_be_fused(capsys: pytest.CaptureFixture[str]) -> None:
+    names = GROUPS["stock"]
+    with torch.inference_mode():
+        cycles_guest.main(list(names), [(4, 64, 48)])
+    assert capsys.readouterr().out == "".join(f"region: {name} 4x64x48\n" for name in names)
+    floats = torch.export.export(torch.nn.Linear(8, 8), (torch.randn(2, 8),)).module()
+    with pytest.raises(SystemExit, match="not fused: no quantized linear layers"):
+        cycles_guest.must_be_fused(ao_arm.passes.fuse_(floats))
