@@ -1,4 +1,4 @@
-"""Writes the table of what graph passes fuse in docs/support.md, from what their tests hold: `python fusion_table.py`."""
+"""Writes the table of what graph passes fuse in docs/support.md, from what tests hold: `python fusion_table.py`."""
 
 import sys
 from collections.abc import Iterator

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed
+import torchao.quantization
 import torchao.quantization.pt2e.quantizer.arm_inductor_quantizer as arm
 import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
 from torch import Tensor, nn
@@ -402,6 +403,7 @@ class Source:
         op_bf16: for bfloat16 models, where torchao rounds an asymmetric range in its own way.
         pattern: what stands in the exported graph.
         exact: whether the source's own sums are integers too.
+        first, last: the versions of torchao that have it.
     """
 
     config: Callable[[], Any]
@@ -409,45 +411,56 @@ class Source:
     op_bf16: str
     pattern: str
     exact: bool = False
+    first: tuple[int, ...] = (0, 0)
+    last: tuple[int, ...] = (99,)
 
 
-def _int8(mapping: MappingType = MappingType.SYMMETRIC) -> Any:
-    return Int8DynamicActivationInt8WeightConfig(act_mapping_type=mapping, version=2)
+def _int8(mapping: MappingType = MappingType.SYMMETRIC, version: int = 2) -> Any:
+    return Int8DynamicActivationInt8WeightConfig(act_mapping_type=mapping, version=version)
 
 
 def _intx(dtype: torch.dtype, granularity: Any) -> Any:
     return Int8DynamicActivationIntxWeightConfig(weight_dtype=dtype, weight_granularity=granularity)
 
 
+def _grouped_until_0_16() -> Any:
+    return torchao.quantization.Int8DynamicActivationInt4WeightConfig(group_size=32)
+
+
+_INT_MM = "`quantize_affine`, `_int_mm` (s8 x s8, or u8 x s8 as VNNI has it), scales{}, bias"
+_FLOATS = "`quantize_affine`, `dequantize_affine`, {}, `linear`"
+INT8 = "`Int8DynamicActivationInt8WeightConfig(version=2)`"
+INT4 = "`Int8DynamicActivationIntxWeightConfig(int4, PerGroup(32))`"
 #: By the text that docs/support.md has.
 SOURCES = {
-    "`Int8DynamicActivationInt8WeightConfig()`": Source(
-        _int8,
-        DYNAMIC,
-        DYNAMIC,
-        "`quantize_affine`, `_int_mm` (s8 x s8, or u8 x s8 as VNNI has it), scales, bias",
-        exact=True,
-    ),
-    "`Int8DynamicActivationInt8WeightConfig(act_mapping_type=ASYMMETRIC)`": Source(
+    INT8: Source(_int8, DYNAMIC, DYNAMIC, _INT_MM.format(""), exact=True),
+    "`Int8DynamicActivationInt8WeightConfig(version=2, act_mapping_type=ASYMMETRIC)`": Source(
         lambda: _int8(MappingType.ASYMMETRIC),
         DYNAMIC,
         QUANTIZED,
-        "`quantize_affine`, `_int_mm` (s8 x s8, or u8 x s8 as VNNI has it), scales and zero points, bias",
+        _INT_MM.format(" and zero points"),
         exact=True,
+        first=(0, 18),
     ),
-    "`Int8DynamicActivationIntxWeightConfig(int4, PerGroup(32))`": Source(
-        lambda: _intx(torch.int4, PerGroup(32)),
-        GROUPED,
-        GROUPED,
-        "`quantize_affine`, `dequantize_affine`, `dequantize_affine` of 4 bits, `linear`",
+    INT4: Source(
+        lambda: _intx(torch.int4, PerGroup(32)), GROUPED, GROUPED, _FLOATS.format("`dequantize_affine` of 4 bits")
     ),
     "`Int8DynamicActivationIntxWeightConfig(int8, PerAxis(0))`": Source(
-        lambda: _intx(torch.int8, PerAxis(0)),
-        DYNAMIC,
-        QUANTIZED,
-        "`quantize_affine`, `dequantize_affine`, `dequantize_affine` of int8, `linear`",
+        lambda: _intx(torch.int8, PerAxis(0)), DYNAMIC, QUANTIZED, _FLOATS.format("`dequantize_affine` of int8")
+    ),
+    "`Int8DynamicActivationInt8WeightConfig(version=1)`, up to 0.17": Source(
+        lambda: _int8(version=1), QUANTIZED, QUANTIZED, _INT_MM.format(""), last=(0, 17)
+    ),
+    "`Int8DynamicActivationInt8WeightConfig(version=1, act_mapping_type=ASYMMETRIC)`, up to 0.17": Source(
+        lambda: _int8(MappingType.ASYMMETRIC, 1), DYNAMIC, QUANTIZED, _FLOATS.format("`to`, `mul`"), last=(0, 17)
+    ),
+    "`Int8DynamicActivationInt4WeightConfig(group_size=32)`, up to 0.16": Source(
+        _grouped_until_0_16, GROUPED, GROUPED, _FLOATS.format("`dequantize_affine` of 4 bits"), last=(0, 16)
     ),
 }
+_VERSION = tuple(int(part) for part in torchao.__version__.split(".")[:2])
+#: Those that this torchao has.
+SOURCES_HERE = {name: source for name, source in SOURCES.items() if source.first <= _VERSION <= source.last}
 
 
 @dataclass(frozen=True)
@@ -471,3 +484,5 @@ PT2E = {
     "`X86InductorQuantizer`, static": _pt2e(lambda: x86_quantizer(False), "channel", chained=True),
     "`X86InductorQuantizer`, dynamic": _pt2e(lambda: x86_quantizer(True), "channel", "`choose_qparams`, "),
 }
+#: Those that this torchao converts: up to 0.17, it meets an error of its own with static layers and the newest torch.
+PT2E_HERE = {name: source for name, source in PT2E.items() if _VERSION >= (0, 18) or not source.chained}

@@ -11,8 +11,10 @@ from graphs import (
     DYNAMIC,
     GROUPED,
     HIDDEN,
-    PT2E,
-    SOURCES,
+    INT4,
+    INT8,
+    PT2E_HERE,
+    SOURCES_HERE,
     STATIC,
     Calibrated,
     ChannelsByTorchao,
@@ -29,8 +31,6 @@ from torchao.quantization import quantize_
 
 import ao_arm.passes
 from ao_arm.passes import FusionReport, compiled_reports
-
-INT8, _, INT4, _ = SOURCES
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +63,11 @@ def compiled(model: nn.Module, **more: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.one_cpu
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", SOURCES_HERE)
 def test_each_source_of_torchao(source: str) -> None:
     for dtype in (torch.float32, torch.bfloat16) if source == INT8 else (torch.float32,):
-        op = SOURCES[source].op if dtype == torch.float32 else SOURCES[source].op_bf16
-        model, x = quantized_by(SOURCES[source].config(), dtype)[0], torch.randn(2, 3, K, dtype=dtype)
+        op = SOURCES_HERE[source].op if dtype == torch.float32 else SOURCES_HERE[source].op_bf16
+        model, x = quantized_by(SOURCES_HERE[source].config(), dtype)[0], torch.randn(2, 3, K, dtype=dtype)
         with torch.no_grad(), reports() as made:
             assert_near(compiled(model)(x), model(x))
         assert ops(made) == [[op]]
@@ -75,12 +75,12 @@ def test_each_source_of_torchao(source: str) -> None:
 
 @pytest.mark.x86
 @pytest.mark.slow
-@pytest.mark.parametrize("source", PT2E)
+@pytest.mark.parametrize("source", PT2E_HERE)
 def test_each_source_of_pt2e(source: str) -> None:
-    model, x = pt2e(PT2E[source].quantizer(), 4, K), torch.randn(4, K)
+    model, x = pt2e(PT2E_HERE[source].quantizer(), 4, K), torch.randn(4, K)
     with torch.no_grad(), reports() as made:
-        assert_near(compiled(model)(x), model(x), 1e-2 if PT2E[source].chained else 1e-5)
-    assert ops(made) == [[PT2E[source].op] * 2]
+        assert_near(compiled(model)(x), model(x), 1e-2 if PT2E_HERE[source].chained else 1e-5)
+    assert ops(made) == [[PT2E_HERE[source].op] * 2]
 
 
 # --- what is bound ---
@@ -89,14 +89,14 @@ def test_each_source_of_pt2e(source: str) -> None:
 @pytest.mark.x86
 @torch.no_grad()
 def test_a_parameter_that_is_replaced_is_compiled_anew() -> None:
-    model, x = quantized_by(SOURCES[INT8].config())[0], torch.randn(5, K)
+    model, x = quantized_by(SOURCES_HERE[INT8].config())[0], torch.randn(5, K)
     run = compiled(model)
     with reports() as made:
         assert_near(run(x), model(x))
         model.bias = nn.Parameter(torch.randn(HIDDEN), requires_grad=False)
         assert_near(run(x), model(x))
         other = nn.Linear(K, HIDDEN)
-        quantize_(other, SOURCES[INT8].config())
+        quantize_(other, SOURCES_HERE[INT8].config())
         model.weight = nn.Parameter(other.weight, requires_grad=False)
         assert_near(run(x), model(x))
         assert_near(run(x), model(x))
@@ -120,7 +120,7 @@ def test_a_parameter_that_is_changed_in_place_is_compiled_anew() -> None:
 @pytest.mark.x86
 @torch.no_grad()
 def test_tied_weights_are_packed_once() -> None:
-    model, x = quantized_by(SOURCES[INT4].config(), sizes=(K, K, K)), torch.randn(5, K)
+    model, x = quantized_by(SOURCES_HERE[INT4].config(), sizes=(K, K, K)), torch.randn(5, K)
     model[2].weight = model[0].weight
     with reports() as made:
         assert_near(compiled(model)(x), model(x), 1e-2)
@@ -133,7 +133,7 @@ def test_rows_that_vary_and_several_graphs() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, _, self.second = quantized_by(SOURCES[INT8].config(), sizes=(K, K, K))
+            self.first, _, self.second = quantized_by(SOURCES_HERE[INT8].config(), sizes=(K, K, K))
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.first(x)
@@ -151,7 +151,7 @@ def test_rows_that_vary_and_several_graphs() -> None:
 
 @pytest.mark.x86
 def test_inference_mode_and_autocast() -> None:
-    model, x = quantized_by(SOURCES[INT8].config())[0], torch.randn(5, K)
+    model, x = quantized_by(SOURCES_HERE[INT8].config())[0], torch.randn(5, K)
     with torch.inference_mode(), reports() as made:
         assert_near(compiled(model)(x), model(x))
     assert ops(made) == [[DYNAMIC]]
@@ -169,7 +169,7 @@ class Adapted(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.before, self.after = nn.Linear(K, K), nn.Linear(HIDDEN, 3)
-        self.inner = quantized_by(SOURCES[source].config())[0]
+        self.inner = quantized_by(SOURCES_HERE[source].config())[0]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.inner(self.before(x)))
@@ -228,7 +228,7 @@ def test_options_that_are_none_are_refused() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_options_and_modes_of_inductor() -> None:
-    model, x = quantized_by(SOURCES[INT8].config())[0], torch.randn(5, K)
+    model, x = quantized_by(SOURCES_HERE[INT8].config())[0], torch.randn(5, K)
     seen = []
     for more in (
         {"options": {"freezing": True}},
@@ -254,7 +254,7 @@ def registered() -> Iterator[None]:
 @pytest.mark.x86
 @torch.no_grad()
 def test_the_pass_for_inductor_with_freezing(registered: None) -> None:
-    model, x = quantized_by(SOURCES[INT8].config())[0], torch.randn(5, K)
+    model, x = quantized_by(SOURCES_HERE[INT8].config())[0], torch.randn(5, K)
     with torch._inductor.config.patch(freezing=True), reports() as made:
         assert_near(torch.compile(model)(x), model(x))
     assert ops(made) == [[DYNAMIC]]

@@ -432,7 +432,7 @@ def near_misses() -> dict[str, tuple[str, Callable[[], nn.Module]]]:
         "8 bits with zero points": ("zero points", weighted(zero_points)),
         "16 bits": ("int16", weighted(of_16_bits)),
         "a weight that changes": ("no constant", weighted(changed_weight)),
-        "an unknown dequantization": ("not in a way that is known", weighted(lambda weight: weight.qdata.float().pow(2))),
+        "an unknown dequantization": ("in a way that is known", weighted(lambda weight: weight.qdata.float().pow(2))),
         "a weight that is not transposed": (
             "as (k, n)",
             multiplied(lambda x, weight, bias: torch.mm(x, weight), n=K),

@@ -20,8 +20,9 @@ from .matching import (
     captured,
     dtype_of,
     either_way,
-    is_expansion,
+    is_column,
     is_one,
+    is_row,
     is_view,
     is_view_of_tokens,
     is_view_or_cast,
@@ -96,8 +97,8 @@ def layer_of_product(product: Node, constants: Constants) -> Layer:
         weight_scale = constants.value(found.kwargs["weight_scale"])
         if weight_scale is None:
             raise Unfit("its weight's scales are no constants of the graph")
-        if weight_scale.numel() != 1 and not _is_row(found.kwargs["weight_scale"]):
-            raise Unfit(f"its weight's scales have the shape {tuple(weight_scale.shape)}, not ({n},)")
+        if weight_scale.numel() != 1 and not is_row(found.kwargs["weight_scale"]):
+            raise Unfit(f"its weight's scales have the shape {tuple(weight_scale.shape)}, not ({transposed.shape[1]},)")
         weight = int8_weight(transposed.t(), weight_scale)
         activations = quantized(_activations(given["self"], found.kwargs, transposed.t(), constants), constants)
         between = tuple(reversed(chain[: chain.index(node)]))
@@ -115,24 +116,11 @@ def _is_bias(bias: Any, n: int) -> bool:
     return bias is None or (isinstance(bias, Node) and shape_of(bias) == (n,))
 
 
-def _is_row(node: Any) -> bool:
-    """Whether all numbers lie along the last dimension, as output channels do."""
-    shape = shape_of(node) if isinstance(node, Node) else None
-    return shape is not None and all(is_one(size) for size in shape[:-1])
-
-
-def _is_column(node: Any) -> bool:
-    """Whether there is one number for each row, or a single one; they may be repeated along the columns."""
-    node = without(is_expansion, node)
-    shape = shape_of(node) if isinstance(node, Node) else None
-    return shape is not None and (not shape or is_one(shape[-1]))
-
-
 def _activations(lhs: Node, found: dict[str, Any], qdata: torch.Tensor, constants: Constants) -> Activations:
     """The activations with the scale and the zero point that the epilogue has."""
     shifted = match(_SHIFTED, lhs) if dtype_of(lhs) == torch.uint8 else None
     sums = qdata.sum(dim=1, dtype=torch.int32)
-    for name, lies in (("scale", _is_column), ("zero_point", _is_column), ("column_sums", _is_row), ("shift", _is_row)):
+    for name, lies in (("scale", is_column), ("zero_point", is_column), ("column_sums", is_row), ("shift", is_row)):
         if name in found and not lies(found[name]):
             raise Unfit(f"the shape of the {name.replace('_', ' ')} in its epilogue is {_shape(found[name])}")
     if (shifted is not None) != ("shift" in found):

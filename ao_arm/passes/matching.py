@@ -88,8 +88,24 @@ def users(node: Node) -> list[Node]:
 def spreads_over_rows(match: Match, ops: Iterable[Any]) -> bool:
     """Whether the second operands of a match's calls of some ops hold one number for each row, or a single one."""
     others = [arguments(node)["other"] for node in match.nodes if node.target in ops]
-    shapes = [shape_of(other) for other in others if isinstance(other, Node)]
-    return all(shape is not None and (not shape or is_one(shape[-1])) for shape in shapes)
+    return all(is_column(other) for other in others if isinstance(other, Node))
+
+
+def is_column(node: Any) -> bool:
+    """Whether a node holds one number for each row, or a single one, before it is expanded."""
+    shape = _shape_before_expansion(node)
+    return shape is not None and (not shape or is_one(shape[-1]))
+
+
+def is_row(node: Any) -> bool:
+    """Whether all numbers of a node lie along the last dimension, before it is expanded."""
+    shape = _shape_before_expansion(node)
+    return shape is not None and all(is_one(size) for size in shape[:-1])
+
+
+def _shape_before_expansion(node: Any) -> tuple[Any, ...] | None:
+    node = without(is_expansion, node)
+    return shape_of(node) if isinstance(node, Node) else None
 
 
 def is_one(size: Any) -> bool:
@@ -146,6 +162,25 @@ class Call(PatternExpr):
                 match.extend(inner)
             elif isinstance(found, Node) or found != wanted:
                 return FailedMatch("constant_args: {} {!r}!={}", node, found, wanted)
+        match.nodes.append(node)
+        return match
+
+
+class Cast(PatternExpr):
+    """A copy in a dtype, by whichever op."""
+
+    def __init__(self, dtype: torch.dtype, inner: PatternExpr) -> None:
+        self.dtype = dtype
+        self.inner = inner
+
+    def _match(self, node: Any, ctx: MatchContext) -> Match | FailedMatch:
+        if not is_cast(node) or dtype_of(node) != self.dtype:
+            return FailedMatch("cast_mismatch: node={}, pattern={}", node, self)
+        inner = ctx.match(self.inner, node.args[0])
+        if not is_match(inner):
+            return inner
+        match = Match(ctx, self)
+        match.extend(inner)
         match.nodes.append(node)
         return match
 

@@ -27,7 +27,7 @@ from torchao.quantization.quant_primitives import (
 )
 
 from .constants import with_values
-from .matching import AnyOf, Call, Source, Through, aten, is_view, is_view_of_tokens, match
+from .matching import AnyOf, Call, Cast, Source, Through, aten, is_view, is_view_of_tokens, match, prims
 
 _LEAST, _GREATEST = -128, 127
 
@@ -157,6 +157,8 @@ def _pattern(node: Node, patterns: dict[Node, PatternExpr], zeros: set[Node]) ->
         zeros.add(node)
     if is_view(node) and isinstance(first, Node):
         return patterns[first]
+    if node.target is prims.convert_element_type.default:
+        return Cast(node.args[1], Through(is_view, _again(patterns[first])))  # type: ignore[arg-type, index]
     schema = node.target._schema  # type: ignore[union-attr]
     given = {
         **dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)),

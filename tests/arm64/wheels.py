@@ -51,10 +51,6 @@ PINS = (
     "tqdm==4.70.1",
     "transformers==5.23.0",
     "truststore==0.10.5",
-    # command line
-    "markdown-it-py==4.3.0",
-    "mdurl==0.1.2",
-    "rich==15.0.0",
 )
 
 # pip takes these literally: a wheel for a newer C library than the one named is not considered.
