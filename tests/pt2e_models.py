@@ -57,7 +57,7 @@ WAYS = {
 
 
 class Encoder(torch.nn.Module):
-    """A layer of a transformer, (batch, tokens, 32) in and out: queries, keys and values are of the same activations."""
+    """A layer of a transformer, (batch, tokens, 32) in and out: queries, keys and values share activations."""
 
     LINEAR = ("query", "key", "value", "out", "up", "down")
 
