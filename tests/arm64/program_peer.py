@@ -9,7 +9,9 @@ that serve its layers here.
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchao.quantization import (
@@ -22,10 +24,11 @@ from torchao.quantization import (
 import ao_arm
 from ao_arm.passes import fuse
 
-CONFIGS = {
+_INT4: Any = getattr(torch, "int4")  # noqa: B009 - torch's types lack it
+CONFIGS: dict[str, Callable[[], Any]] = {
     # On x86 with VNNI its graph has uint8 activations, of which 128 times the sums of weights are taken off.
     "int8": lambda: Int8DynamicActivationInt8WeightConfig(version=2),
-    "int4": lambda: Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(32)),
+    "int4": lambda: Int8DynamicActivationIntxWeightConfig(weight_dtype=_INT4, weight_granularity=PerGroup(32)),
 }
 
 
