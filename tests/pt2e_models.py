@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
+import torchao
 from torch import Tensor
 from torch.export import Dim
 from torch.fx import GraphModule
@@ -109,7 +111,13 @@ def converted(graph: GraphModule, quantizer: Any, calibration: Sequence[Inputs])
     prepared = quantize_pt2e.prepare_pt2e(graph, quantizer)
     for inputs in calibration:
         prepared(*inputs)
-    made: GraphModule = quantize_pt2e.convert_pt2e(prepared)
+    try:
+        made: GraphModule = quantize_pt2e.convert_pt2e(prepared)
+    except Exception as error:
+        # torchao 0.17 looks for an overload of static graphs that torch 2.13 no longer has.
+        if "'aten.transpose' has no overload name 'Dimname'" in str(error.__cause__):
+            pytest.skip(f"torchao {torchao.__version__} converts no static graphs on torch {torch.__version__}")
+        raise
     return made
 
 
