@@ -433,7 +433,8 @@ INT8 = "`Int8DynamicActivationInt8WeightConfig(version=2)`"
 INT4 = "`Int8DynamicActivationIntxWeightConfig(int4, PerGroup(32))`"
 #: By the text that docs/support.md has.
 SOURCES = {
-    INT8: Source(_int8, DYNAMIC, DYNAMIC, _INT_MM.format(""), exact=True),
+    # In bfloat16, torchao up to 0.17 rounds the scales of activations to that.
+    INT8: Source(_int8, DYNAMIC, DYNAMIC if _VERSION >= (0, 18) else QUANTIZED, _INT_MM.format(""), exact=True),
     "`Int8DynamicActivationInt8WeightConfig(version=2, act_mapping_type=ASYMMETRIC)`": Source(
         lambda: _int8(MappingType.ASYMMETRIC),
         DYNAMIC,
