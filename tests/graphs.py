@@ -429,6 +429,7 @@ def _grouped_until_0_16() -> Any:
 
 _INT_MM = "`quantize_affine`, `_int_mm` (s8 x s8, or u8 x s8 as VNNI has it), scales{}, bias"
 _FLOATS = "`quantize_affine`, `dequantize_affine`, {}, `linear`"
+_VERSION = tuple(int(part) for part in torchao.__version__.split(".")[:2])
 INT8 = "`Int8DynamicActivationInt8WeightConfig(version=2)`"
 INT4 = "`Int8DynamicActivationIntxWeightConfig(int4, PerGroup(32))`"
 #: By the text that docs/support.md has.
@@ -459,7 +460,6 @@ SOURCES = {
         _grouped_until_0_16, GROUPED, GROUPED, _FLOATS.format("`dequantize_affine` of 4 bits"), last=(0, 16)
     ),
 }
-_VERSION = tuple(int(part) for part in torchao.__version__.split(".")[:2])
 #: Those that this torchao has.
 SOURCES_HERE = {name: source for name, source in SOURCES.items() if source.first <= _VERSION <= source.last}
 
