@@ -74,6 +74,7 @@ def assert_left(module: nn.Module, reason: str, *inputs: Tensor) -> None:
 # --- each way to write a layer ---
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("name", WRITTEN)
 def test_each_pair_is_one_op(name: str) -> None:
     written = WRITTEN[name]
@@ -107,12 +108,14 @@ def test_an_exported_program_gives_the_same(name: str) -> None:
         assert_near(changed.module()(x), layer(x))
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("name", list(WRITTEN)[::3])
 @pytest.mark.parametrize(("n", "k"), [(1, 32), (7, 96), (33, 160)])
 def test_sizes_that_are_no_multiples_of_blocks(name: str, n: int, k: int) -> None:
     assert_fused(WRITTEN[name].layer(n, k), [WRITTEN[name].op], torch.randn(3, k))
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("k", [1, 31, 65])
 def test_rows_of_odd_length(k: int) -> None:
     of_torchao = [(TokensByTorchao, DYNAMIC)] if k > 1 else []  # which quantizes no rows of one value
@@ -124,6 +127,7 @@ def test_rows_of_odd_length(k: int) -> None:
 NO_ROWS = [name for name in WRITTEN if "by the range" not in name and not ("symmetric" in name and "4 bits" in name)]
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("name", NO_ROWS)
 def test_no_rows(name: str) -> None:
     """A graph of five rows, and none."""
@@ -135,6 +139,7 @@ def test_no_rows(name: str) -> None:
         assert_near(changed(x), layer(x) if m else torch.empty(0, N))
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("name", list(WRITTEN)[::4])
 def test_inputs_that_are_not_contiguous(name: str) -> None:
     layer, wide = WRITTEN[name].layer(N, K), torch.randn(2 * K, 6)
@@ -142,6 +147,7 @@ def test_inputs_that_are_not_contiguous(name: str) -> None:
         assert_fused(layer, [WRITTEN[name].op], x)
 
 
+@pytest.mark.x86
 def test_the_quantized_integers_are_the_same() -> None:
     """A weight of ones and scales of powers of two: outputs tell each row's sum of integers."""
     x = torch.randn(500, 2)
@@ -172,6 +178,7 @@ class Several(nn.Module):
         return torch.cat([nn.functional.linear(activations, weight()) for weight in self.weights], -1)
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize(("activations", "op"), [
     (TokensByTorchao, DYNAMIC),
     (TokensByDecomposed, QUANTIZED),
@@ -184,6 +191,7 @@ def test_three_layers_share_their_activations(activations: Any, op: str) -> None
     assert_fused(Several(activations(), *weights, GroupsByTorchao(7, K)), [*[op] * 3, GROUPED], torch.randn(4, K))
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("weight", [ChannelsByTorchao, ChannelsByDecomposed, GroupsByTorchao, GroupsByDecomposed])
 def test_a_weight_that_layers_share_is_packed_once(weight: Any) -> None:
     shared = weight(K, K)
@@ -199,6 +207,7 @@ def test_a_weight_that_layers_share_is_packed_once(weight: Any) -> None:
     assert len(report.fused) == 4 and len(packed_weights(dict(graph.named_buffers()))) == 2
 
 
+@pytest.mark.x86
 def test_a_weight_that_is_read_in_two_ways_is_packed_twice() -> None:
     """The same integers under other scales, or other zero points, are other weights."""
     one, other = ChannelsByTorchao(N, K), ChannelsByTorchao(N, K)
@@ -210,6 +219,7 @@ def test_a_weight_that_is_read_in_two_ways_is_packed_twice() -> None:
     assert len(packed_weights(dict(changed.named_buffers()))) == 2
 
 
+@pytest.mark.x86
 def test_a_second_pass_leaves_what_the_first_one_made() -> None:
     graph, x = (
         traced(nn.Sequential(*(WRITTEN[name].layer(K, K) for name in WRITTEN)), torch.randn(4, K)),
@@ -223,6 +233,7 @@ def test_a_second_pass_leaves_what_the_first_one_made() -> None:
     assert_near(graph(x), expected, 0.05)
 
 
+@pytest.mark.x86
 def test_layers_that_are_added_later_do_not_disturb_those_before() -> None:
     """Packed weights of two passes over one module have names of their own."""
     layer, other = (
@@ -267,6 +278,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=str)
 @pytest.mark.parametrize("name", ACTIVATION_FUNCTIONS)
 def test_chains_stay_quantized(name: str, dtype: torch.dtype) -> None:
@@ -279,6 +291,7 @@ def test_chains_stay_quantized(name: str, dtype: torch.dtype) -> None:
     assert targets(changed.graph)[:3] == ["ao_arm.linear_int8_static"] * 3
 
 
+@pytest.mark.x86
 def test_what_several_use_stays_float() -> None:
     """The output of the first layer is used by two, so that it is not quantized in the op."""
 
@@ -297,6 +310,7 @@ def test_what_several_use_stays_float() -> None:
     assert [node.meta["val"].dtype for node in called] == [torch.float32] * 2
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("scale, zero_point", [(-1.0, 0), (1e-42, 0), (math.inf, 0), (math.nan, 0), (0.5, 300)])
 def test_an_output_quantization_that_is_none_stays_outside(scale: float, zero_point: int) -> None:
     class Model(nn.Module):
@@ -455,12 +469,14 @@ def near_misses() -> dict[str, tuple[str, Callable[[], nn.Module]]]:
 NEAR_MISSES = near_misses()
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_a_near_miss_stays_as_it_was(name: str) -> None:
     reason, make = NEAR_MISSES[name]
     assert_left(make(), reason, torch.randn(6, K))
 
 
+@pytest.mark.x86
 def test_weights_that_are_inputs_stay_as_they_were() -> None:
     def function(x: Tensor, qdata: Tensor, scale: Tensor) -> Tensor:
         weight = dequantize_affine(qdata, [1, K], scale, None, torch.int8, -127, 127)
@@ -470,6 +486,7 @@ def test_weights_that_are_inputs_stay_as_they_were() -> None:
     assert_left(function, "no constant", torch.randn(5, K), weight.qdata, weight.scale)
 
 
+@pytest.mark.x86
 def test_a_program_with_a_near_miss_warns_and_is_served_but_for_it() -> None:
     good, bad = Layer(TokensByTorchao(), ChannelsByTorchao(K, K)), NEAR_MISSES["weights scaled by 0"][1]()
     model, x = nn.Sequential(good, bad), torch.randn(5, K)
@@ -483,6 +500,7 @@ def test_a_program_with_a_near_miss_warns_and_is_served_but_for_it() -> None:
 # --- values that change in place ---
 
 
+@pytest.mark.x86
 def test_inputs_that_change_after_they_were_quantized() -> None:
     layer = Layer(TokensByTorchao(), ChannelsByTorchao(N, K))
 
@@ -498,6 +516,7 @@ def test_inputs_that_change_after_they_were_quantized() -> None:
     assert "torchao.quantize_affine" in targets(changed.graph)
 
 
+@pytest.mark.x86
 def test_a_bias_that_changes_is_read_in_time() -> None:
     class Changing(nn.Module):
         def __init__(self) -> None:
@@ -512,6 +531,7 @@ def test_a_bias_that_changes_is_read_in_time() -> None:
     assert_fused(Changing(), [DYNAMIC], torch.randn(5, K))
 
 
+@pytest.mark.x86
 def test_scales_that_a_program_updates_are_no_constants() -> None:
     class Updating(Layer):
         def forward(self, x: Tensor) -> Tensor:
@@ -556,6 +576,7 @@ def int_mm(
     return Model()
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("bias", [(K,), None], ids=str)
 @pytest.mark.parametrize("weight_scale", [(K,), (1, K), (1,)], ids=str)
 def test_activations_that_are_quantized_in_a_way_of_their_own(weight_scale: Any, bias: Any) -> None:
@@ -578,17 +599,20 @@ EPILOGUES: dict[str, tuple[str, Callable[[], nn.Module]]] = {
 }
 
 
+@pytest.mark.x86
 def test_a_bias_by_row_is_added_behind_the_op() -> None:
     changed = assert_fused(int_mm(lambda x: x[:, :1], (K,), (K, 1)), [QUANTIZED], torch.randn(K, K) * 40)
     assert targets(changed.graph)[-1] == "aten.add.Tensor"
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("name", EPILOGUES)
 def test_an_epilogue_that_is_another_stays_as_it_was(name: str) -> None:
     reason, make = EPILOGUES[name]
     assert_left(make(), reason, torch.randn(K, K))
 
 
+@pytest.mark.x86
 def test_an_intermediate_result_that_is_used_again() -> None:
     model = int_mm(lambda x: x[:, :1])
 
@@ -600,6 +624,7 @@ def test_an_intermediate_result_that_is_used_again() -> None:
     assert_left(Used(), "more than one node uses", torch.randn(K, K) * 40)
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("dims", ["row", "column", "all"])
 def test_weights_that_are_dequantized_element_by_element(dims: str) -> None:
     shape = {"row": (K, 1), "column": (1, K), "all": (1, 1)}[dims]

@@ -98,6 +98,7 @@ def test_any_number_of_rows(source: str, form: str) -> None:
         assert_near(run(x), wanted)
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("source", [name for name in SOURCES_HERE if SOURCES_HERE[name].exact])
 def test_int8_sums_are_the_same(source: str) -> None:
     """One layer whose sums are exact in the source as well, so that only the epilogue's rounding may differ."""
@@ -107,6 +108,7 @@ def test_int8_sums_are_the_same(source: str) -> None:
         assert_within_ulps(fused(exported(model, x)).module()(x), model(x))
 
 
+@pytest.mark.x86
 def test_outliers_and_zeros() -> None:
     for source in SOURCES_HERE.values():
         model = quantized_by(source.config())[0]
@@ -118,6 +120,7 @@ def test_outliers_and_zeros() -> None:
             assert_near(one, other)
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("source", [INT8, INT4])
 def test_sizes_that_are_no_multiples_of_blocks(source: str) -> None:
     for sizes in ((32, 2, 1), (96, 37, 5), (160, 65, 131)):
@@ -129,6 +132,7 @@ def test_sizes_that_are_no_multiples_of_blocks(source: str) -> None:
         assert_near(changed.module()(x), model(x), 1e-2)  # a step of the second layer's activations
 
 
+@pytest.mark.x86
 def test_the_sources_stay_as_they_were() -> None:
     for source in SOURCES_HERE.values():
         model, x = quantized_by(source.config()), torch.randn(5, K)
@@ -141,6 +145,7 @@ def test_the_sources_stay_as_they_were() -> None:
         assert layers(program.graph) == []
 
 
+@pytest.mark.x86
 def test_what_nothing_reads_any_longer_is_left_out() -> None:
     for source in SOURCES_HERE.values():
         for form in FORMS.values():
@@ -152,6 +157,7 @@ def test_what_nothing_reads_any_longer_is_left_out() -> None:
             assert all(value.dtype != torch.int8 for value in held.values())
 
 
+@pytest.mark.x86
 def test_a_fused_program_is_saved_and_loaded() -> None:
     for source in SOURCES_HERE.values():
         model, x = quantized_by(source.config()), torch.randn(5, K)
@@ -163,6 +169,7 @@ def test_a_fused_program_is_saved_and_loaded() -> None:
         assert layers(loaded.run_decompositions().graph) == [source.op] * 2
 
 
+@pytest.mark.x86
 def test_activations_that_are_smoothed() -> None:
     """As SmoothQuant does: a product in front of each layer."""
 
@@ -182,6 +189,7 @@ def test_activations_that_are_smoothed() -> None:
         assert_near(changed.module()(x), model(x))
 
 
+@pytest.mark.x86
 def test_autocast_within_a_program() -> None:
     class Model(nn.Module):
         def __init__(self, source: str) -> None:
@@ -249,6 +257,7 @@ class Counting(nn.Module):
         return {"y": self.inner(x) * scale, "x": x, "calls": self.calls + add, "number": 3}
 
 
+@pytest.mark.x86
 def test_states_inputs_and_outputs_stay_what_they_are() -> None:
     x, scale = torch.randn(5, K), torch.tensor(2.0)
     for decompositions in (None, {}):
@@ -262,6 +271,7 @@ def test_states_inputs_and_outputs_stay_what_they_are() -> None:
             assert_near(outputs["y"], model.inner(x) * 2)
 
 
+@pytest.mark.x86
 def test_a_program_without_quantized_layers_is_the_same() -> None:
     model, x = nn.Sequential(nn.Linear(K, N), nn.ReLU()), torch.randn(5, K)
     program = exported(model, x)
@@ -271,6 +281,7 @@ def test_a_program_without_quantized_layers_is_the_same() -> None:
     assert set(changed.state_dict) == set(program.state_dict)
 
 
+@pytest.mark.x86
 def test_layers_of_a_module_that_is_called_twice() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -290,6 +301,7 @@ def test_layers_of_a_module_that_is_called_twice() -> None:
 # --- explain ---
 
 
+@pytest.mark.x86
 def test_explain_of_programs_and_graphs() -> None:
     for source in SOURCES_HERE.values():
         model, x = quantized_by(source.config()), torch.randn(5, K)

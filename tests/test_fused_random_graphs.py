@@ -93,6 +93,7 @@ STEPS = st.builds(
 )
 
 
+@pytest.mark.x86
 @settings(max_examples=max(2, 10 // STEP))
 @torch.no_grad()
 @given(st.lists(STEPS, min_size=1, max_size=5), st.sampled_from([torch.int8, torch.uint8]), st.integers(1, 3))
@@ -107,6 +108,7 @@ def test_static_layers_give_the_same_bits(steps: list[Step], dtype: torch.dtype,
         assert torch.equal(one, other)
 
 
+@pytest.mark.x86
 @settings(max_examples=20 // STEP)
 @torch.no_grad()
 @given(
@@ -127,6 +129,7 @@ def test_any_layer(name: str, product: str, bias: bool, n: int, groups: int, row
     assert_near(changed(x), graph(x), 2e-5)
 
 
+@pytest.mark.x86
 @settings(max_examples=max(2, 6 // STEP))
 @torch.no_grad()
 @given(st.lists(st.sampled_from([*WEIGHTS, *GROUPS]), min_size=1, max_size=4), st.integers(0, 1), st.integers(1, 20))
@@ -146,6 +149,7 @@ def test_any_layers_that_share_activations(kinds: list[type[Weight]], activation
         assert_near(one, other)
 
 
+@pytest.mark.x86
 def test_these_graphs_can_tell_a_difference() -> None:
     """A weight that is one off shows in bits and in floats."""
     model, x = Graph([Step(0, 0, 0, "linear", "nothing", True)], torch.int8), torch.ones(2, K)

@@ -21,7 +21,7 @@ import ao_arm
 from ao_arm import pack_, packed_weight_of
 from ao_arm.stock_modules import PackedDynamicLinear, PackedEagerLinear, PackedQuantizedLinear
 
-pytestmark = [pytest.mark.one_cpu, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 ENGINES = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
 K, N = 97, 33
@@ -114,6 +114,7 @@ def by_definition(layer: Any, x: Tensor) -> Tensor:
 # --- dynamic ---
 
 
+@pytest.mark.one_cpu
 @torch.no_grad()
 @PER_CHANNEL
 @BIAS
@@ -134,6 +135,7 @@ def test_dynamic_layers_give_what_they_gave(name: str, per_channel: bool, bias: 
         assert_as_before(layer(x), *expected, engine, layer.bias)
 
 
+@pytest.mark.x86
 @torch.no_grad()
 def test_dynamic_layers_of_old_checkpoints_use_all_bits(engine: str) -> None:
     model = nn.Sequential(layer_of(DYNAMIC["Linear"]))
@@ -145,6 +147,7 @@ def test_dynamic_layers_of_old_checkpoints_use_all_bits(engine: str) -> None:
         assert_as_before(model(x), *expected, engine, model[0].bias)
 
 
+@pytest.mark.x86
 @torch.no_grad()
 def test_the_range_of_dynamic_layers_may_be_widened() -> None:
     model, x = nn.Sequential(layer_of(DYNAMIC["Linear"])), torch.randn(64, K)
@@ -156,6 +159,7 @@ def test_the_range_of_dynamic_layers_may_be_widened() -> None:
     assert "7 bits" not in model[0].scheme
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize(
     ("name", "engine"), [("default", "x86"), ("default", "qnnpack"), ("per_channel", "qnnpack"), ("float16", "fbgemm")]
 )
@@ -185,6 +189,7 @@ def check_quantize_dynamic(name: str) -> None:
     stock.assert_near(encoder(x), before, 1e-2)
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_activations_without_a_range_are_refused(value: float) -> None:
     model, x = nn.Sequential(layer_of(DYNAMIC["Linear"])), torch.randn(2, K)
@@ -194,6 +199,7 @@ def test_activations_without_a_range_are_refused(value: float) -> None:
         model(x)
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int8])
 def test_dynamic_layers_take_float32_as_before(dtype: torch.dtype) -> None:
     model = nn.Sequential(layer_of(DYNAMIC["Linear"]))
@@ -207,6 +213,7 @@ def test_dynamic_layers_take_float32_as_before(dtype: torch.dtype) -> None:
 # --- static ---
 
 
+@pytest.mark.one_cpu
 @torch.no_grad()
 @PER_CHANNEL
 @BIAS
@@ -237,6 +244,7 @@ def test_quantized_layers_give_what_they_gave(name: str, per_channel: bool, bias
     assert layer(torch.quantize_per_tensor(torch.empty(0, K), 0.1, 3, torch.quint8)).shape == (0, N)
 
 
+@pytest.mark.x86
 @torch.no_grad()
 def test_a_converted_model_keeps_its_layers_between_its_stubs() -> None:
     from torch.ao import quantization
@@ -257,6 +265,7 @@ def test_a_converted_model_keeps_its_layers_between_its_stubs() -> None:
     assert cases.sqnr(before, converted(x)) > 30
 
 
+@pytest.mark.x86
 def test_what_is_not_quantized_is_refused() -> None:
     model = nn.Sequential(layer_of(STATIC["Linear"]))
     pack_(model)
@@ -269,6 +278,7 @@ def test_what_is_not_quantized_is_refused() -> None:
         model(torch.quantize_per_tensor(torch.ones(2, K), 0.1, 0, torch.qint32))
 
 
+@pytest.mark.x86
 @torch.no_grad()
 def test_signed_activations() -> None:
     """Which onednn alone takes."""
@@ -306,6 +316,7 @@ def hooked(layer: nn.Module) -> nn.Module:
     return layer
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize("name", LEFT)
 def test_what_cannot_be_replaced_stays_as_it_was(name: str) -> None:
     make, reason = LEFT[name]
@@ -324,12 +335,14 @@ def test_what_cannot_be_replaced_stays_as_it_was(name: str) -> None:
     assert (after.scheme, after.kernel) == (model[1].scheme, model[1].packed_weight.kernel)
 
 
+@pytest.mark.x86
 def test_a_layer_that_is_the_model_cannot_be_replaced() -> None:
     (entry,) = pack_(layer_of(DYNAMIC["Linear"])).left
     assert "it is the model itself: put it into a torch.nn.Sequential" in entry.reason
     assert "the model" in str(pack_(layer_of(DYNAMIC["Linear"])))
 
 
+@pytest.mark.x86
 @torch.no_grad()
 def test_a_layer_in_two_places_stays_one() -> None:
     layer = layer_of(DYNAMIC["Linear"])
@@ -339,6 +352,7 @@ def test_a_layer_in_two_places_stays_one() -> None:
     assert model["a"] is model["inner"][1] and isinstance(model["a"], PackedDynamicLinear)
 
 
+@pytest.mark.x86
 @torch.no_grad()
 @pytest.mark.parametrize("name", [DYNAMIC["Linear"], STATIC["LinearReLU"]])
 def test_replaced_layers_are_copied_saved_and_shown(name: str) -> None:
@@ -365,6 +379,7 @@ def test_replaced_layers_are_copied_saved_and_shown(name: str) -> None:
     assert isinstance(model[0], PackedEagerLinear) and packed_weight_of(model[0].weight) is not None
 
 
+@pytest.mark.x86
 def test_nothing_keeps_the_old_layer() -> None:
     model = nn.Sequential(layer_of(DYNAMIC["Linear"]), layer_of(STATIC["Linear"]))
     references = [weakref.ref(layer) for layer in model] + [weakref.ref(layer._packed_params) for layer in model]
@@ -373,6 +388,7 @@ def test_nothing_keeps_the_old_layer() -> None:
     assert len(report.taken) == 2 and not any(reference() is not None for reference in references)
 
 
+@pytest.mark.one_cpu
 @torch.no_grad()
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=40), st.booleans(), st.integers(1, 3))
 def test_integers_of_activations_are_those_of_torch(values: list[float], reduce_range: bool, m: int) -> None:

@@ -26,7 +26,6 @@ from torchao.quantization.quant_primitives import MappingType
 import ao_arm
 from ao_arm import pack_, packed_weight_of, reference
 
-pytestmark = pytest.mark.one_cpu
 
 EACH_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 INT8 = WAYS["Int8Tensor dynamic symmetric, per_token x per_channel"]
@@ -50,6 +49,7 @@ def numbers_of(weight: Tensor) -> Tensor:
 # --- the numbers ---
 
 
+@pytest.mark.one_cpu
 @torch.no_grad()
 @EACH_WAY
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
@@ -71,6 +71,7 @@ def test_float32_layers_give_what_they_gave(way: Way, bias: bool) -> None:
     assert "ACLPackedTensor" in repr(model)
 
 
+@pytest.mark.x86
 @torch.no_grad()
 @EACH_WAY
 @pytest.mark.parametrize("dtype", stock.NARROW, ids=cases.name_of)
@@ -93,6 +94,7 @@ def test_narrow_layers_are_no_less_accurate_than_before(way: Way, dtype: torch.d
     assert layer(inputs).dtype == dtype
 
 
+@pytest.mark.x86
 @pytest.mark.skipif(not stock.HAS_FLOAT32_SCALES, reason="this torchao's scales are of the activations' dtype")
 @pytest.mark.parametrize(
     ("mapping", "dtype"), list(product((stock.SYMMETRIC, stock.ASYMMETRIC), cases.FLOATS)), ids=str
@@ -111,6 +113,7 @@ def test_integers_of_activations_are_those_of_torchao(mapping: MappingType, dtyp
         assert torch.equal(zero_point, theirs.zero_point.to(torch.int32))
 
 
+@pytest.mark.one_cpu
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in WAYS if name.startswith("Int8Tensor")])
 def test_weights_of_minus_128(name: str) -> None:
@@ -125,6 +128,7 @@ def test_weights_of_minus_128(name: str) -> None:
         stock.assert_near(layer(x), expected, WAYS[name].tolerance, layer.bias, x.shape)
 
 
+@pytest.mark.x86
 @torch.no_grad()
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 def test_smoothquant_of_torchao(static: bool) -> None:
@@ -139,6 +143,7 @@ def test_smoothquant_of_torchao(static: bool) -> None:
         stock.assert_near(layer(x), expected, way.tolerance, layer.bias)
 
 
+@pytest.mark.x86
 @torch.no_grad()
 @pytest.mark.skipif(not stock.HAS_FLOAT32_SCALES, reason="this torchao's SmoothQuant is another")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=cases.name_of)
@@ -164,6 +169,7 @@ def square_by(way: Way) -> nn.Linear:
     return layer_by(way, n=stock.K) if stock.is_grouped(way) else layer_by_config(INT8_CONFIG, stock.K)
 
 
+@pytest.mark.x86
 @torch.no_grad()
 @EACH_KIND
 def test_a_shared_weight_is_packed_once(way: Way) -> None:
@@ -188,6 +194,7 @@ def test_a_shared_weight_is_packed_once(way: Way) -> None:
     assert len({id(parameter) for parameter in model.parameters()}) == 3
 
 
+@pytest.mark.x86
 @torch.no_grad()
 @EACH_KIND
 def test_attention_runs_on_its_packed_out_proj(way: Way) -> None:
@@ -215,6 +222,7 @@ class Tied(nn.Module):
         return result
 
 
+@pytest.mark.x86
 @torch.no_grad()
 def test_a_head_tied_to_an_embedding_is_left() -> None:
     model, tokens = Tied().eval(), torch.randint(0, stock.N, (2, 5))
@@ -389,6 +397,7 @@ def without_activations() -> nn.Module:
     return layer
 
 
+@pytest.mark.x86
 @torch.no_grad()
 @pytest.mark.parametrize("name", LEFT)
 def test_what_cannot_be_taken_stays_as_it_was(name: str) -> None:
@@ -426,6 +435,7 @@ def same_attributes(actual: dict[str, Any], expected: dict[str, Any]) -> bool:
 # --- the report ---
 
 
+@pytest.mark.x86
 def test_the_report_prints_a_table_with_reasons_and_notes() -> None:
     weight_only = layer_by_config(Int8WeightOnlyConfig(version=2))
     model = nn.ModuleDict(
@@ -451,6 +461,7 @@ def test_the_report_prints_a_table_with_reasons_and_notes() -> None:
     assert [len(entries) for entries in (report, report.taken, report.left)] == [7, 2, 5]
 
 
+@pytest.mark.x86
 def test_a_model_without_stock_weights_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 4), quantized_by_us())
     before = parameters_of(model)
@@ -462,18 +473,21 @@ def test_a_model_without_stock_weights_is_left_alone() -> None:
         pack_(torch.ones(1))  # type: ignore[arg-type]
 
 
+@pytest.mark.x86
 def test_the_model_may_be_the_layer() -> None:
     layer = layer_by(INT8)
     assert [entry.name for entry in pack_(layer).taken] == [""]
     assert packed_weight_of(layer.weight) is not None
 
 
+@pytest.mark.x86
 def test_a_module_that_contains_itself_is_walked_once() -> None:
     model = nn.Sequential(layer_by(INT8))
     model[0].add_module("outer", model)
     assert [entry.name for entry in pack_(model).taken] == ["0"]
 
 
+@pytest.mark.x86
 def test_packing_twice_finds_nothing_more() -> None:
     model = nn.Sequential(layer_by(INT8))
     pack_(model)
@@ -482,12 +496,14 @@ def test_packing_twice_finds_nothing_more() -> None:
     assert "takes it over" not in str(ao_arm.explain(model))
 
 
+@pytest.mark.x86
 def test_a_layer_on_the_meta_device_is_left() -> None:
     model = nn.Sequential(layer_by(INT8).to("meta"))
     (entry,) = pack_(model).left
     assert "on the device meta" in entry.reason
 
 
+@pytest.mark.x86
 def test_layers_that_no_kernel_serves_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AO_ARM_KERNEL", "unknown")
     model = nn.Sequential(layer_by(INT8))
@@ -499,6 +515,7 @@ def test_layers_that_no_kernel_serves_are_left(monkeypatch: pytest.MonkeyPatch) 
 # --- memory and copies ---
 
 
+@pytest.mark.x86
 @torch.no_grad()
 @EACH_WAY
 def test_nothing_keeps_the_old_integers(way: Way) -> None:
@@ -515,6 +532,7 @@ def test_nothing_keeps_the_old_integers(way: Way) -> None:
     assert not any(reference() is not None for reference in references)
 
 
+@pytest.mark.x86
 @torch.no_grad()
 @EACH_KIND
 def test_packed_models_are_copied_saved_and_compiled(way: Way) -> None:

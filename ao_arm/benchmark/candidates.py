@@ -21,6 +21,7 @@ from .. import reference
 from ..affine_quantized import packed_weight_of
 from ..config import acl_int4_grouped, acl_int8_dynamic, acl_int8_static
 from ..layout import HAS_AQT
+from ..pack_model import pack_
 from .torch_layers import Dynamic4BitLinear, DynamicLinear, StaticLinear
 
 Make = Callable[[torch.nn.Linear, Tensor], torch.nn.Module]
@@ -77,6 +78,14 @@ def _quantize(config: Callable[[Tensor], AOBaseConfig], linear: torch.nn.Linear,
     """A copy quantized by ``quantize_`` with the configuration for these inputs."""
     made = copy.deepcopy(linear)
     quantize_(made, config(calibration))
+    return made
+
+
+def _packed_from(make: Callable[..., torch.nn.Module], linear: torch.nn.Linear, calibration: Tensor) -> torch.nn.Module:
+    """What another tool makes, after ``pack_``."""
+    made = make(linear, calibration)
+    if left := pack_(made).left:
+        raise ValueError(f"not packed: {left[0].reason}")
     return made
 
 
@@ -173,8 +182,9 @@ def _and_compiled(eager: Candidate, *suffixes: str) -> tuple[Candidate, ...]:
 
 
 def _stock(eager: Candidate) -> tuple[Candidate, ...]:
-    """What another tool quantized: as it is, compiled as it is, and with its layers fused to ops of ours."""
-    return _and_compiled(eager, *_BACKENDS)
+    """What another tool quantized: as it is, taken over by ``pack_``, compiled, and compiled to ops of ours."""
+    taken_over = dataclasses.replace(eager, name=f"{eager.name} packed", make=partial(_packed_from, eager.make))
+    return *_and_compiled(eager, *_BACKENDS), taken_over
 
 
 CANDIDATES = (

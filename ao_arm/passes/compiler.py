@@ -81,7 +81,7 @@ def ao_arm_backend(
 
     Args:
         module, example_inputs: what Dynamo captured.
-        options: Inductor's, as for ``torch.compile(model, options=...)``, for instance ``{"freezing": True}``.
+        options: Inductor's, as for ``torch.compile(model, options=...)``, for instance ``{"max_autotune": True}``.
         kwargs: ``mode``, as Inductor's.
     """
     mode = kwargs.pop("mode", None)

@@ -50,6 +50,7 @@ CANDIDATES = {
     "torch-int4-g32": "torch _dyn_quant_matmul_4bit, groups of 32",
     "torch-int4-g128": "torch _dyn_quant_matmul_4bit, groups of 128",
     "torchao-int8": "torchao int8 dynamic, per token x per channel, eager",
+    "torchao-int8-packed": "the same after ao_arm.pack_",
     "torchao-int8-fused": "the same, exported and fused by ao_arm",
     "pt2e": "PT2E static s8 for Arm, per tensor, compiled with freezing",
     "pt2e-fused": "the same, compiled with backend ao_arm",
@@ -62,7 +63,7 @@ GROUPS = {
     "int8": ("fp32", "torch-per-tensor", "ours"),
     "static": ("torch-static-s8", "torch-static-u8", "static-s8", "static-u8"),
     "int4": ("torch-int4-g32", "torch-int4-g128", "int4-g32", "int4-g128"),
-    "stock": ("fp32", "torchao-int8", "torchao-int8-fused", "pt2e", "pt2e-fused"),
+    "stock": ("fp32", "torchao-int8", "torchao-int8-packed", "torchao-int8-fused", "pt2e", "pt2e-fused"),
 }
 # What those of ao_arm are to be faster than.
 PEERS = {
@@ -71,6 +72,7 @@ PEERS = {
     "static-u8": "torch-static-u8",
     "int4-g32": "torch-int4-g32",
     "int4-g128": "torch-int4-g128",
+    "torchao-int8-packed": "torchao-int8",
     "torchao-int8-fused": "torchao-int8",
     "pt2e-fused": "pt2e",
 }

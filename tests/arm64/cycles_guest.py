@@ -213,14 +213,23 @@ def exported_and_fused(layer: torch.nn.Module, x: Tensor) -> Callable[[Tensor], 
     return graph
 
 
+def packed(layer: torch.nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    import ao_arm
+
+    must_be_taken(ao_arm.pack_(layer))
+    return layer
+
+
 def frozen(layer: torch.nn.Module, x: Tensor, backend: str = "inductor") -> Callable[[Tensor], Tensor]:
     """Compiled with weights as constants."""
     from ao_arm.passes import compiled_reports
 
-    compiled: Callable[[Tensor], Tensor] = torch.compile(layer, backend=backend, options={"freezing": True})
+    # The setting, for Dynamo does not read the option of that name.
+    torch._inductor.config.freezing = True
+    compiled: Callable[[Tensor], Tensor] = torch.compile(layer, backend=backend)
+    with torch.inference_mode():
+        compiled(x)
     if backend == "ao_arm":
-        with torch.inference_mode():
-            compiled(x)
         must_be_fused(compiled_reports()[-1])
     return compiled
 
@@ -229,6 +238,12 @@ def must_be_fused(report: Any) -> None:
     """Ends the program if a quantized layer is none of our ops."""
     if report.left or not report.fused:
         sys.exit(f"not fused: {report}")
+
+
+def must_be_taken(report: Any) -> None:
+    """The same if a quantized weight was not packed."""
+    if report.left or not report.taken:
+        sys.exit(f"not packed: {report}")
 
 
 def stock(
@@ -269,6 +284,7 @@ CANDIDATES: dict[str, Callable[[Tensor, Tensor, Tensor], Call | None]] = {
     "torch-int4-g32": partial(torch_int4, group=32),
     "torch-int4-g128": partial(torch_int4, group=128),
     "torchao-int8": partial(stock, quantize=by_torchao, prepare=lambda layer, x: layer),
+    "torchao-int8-packed": partial(stock, quantize=by_torchao, prepare=packed),
     "torchao-int8-fused": partial(stock, quantize=by_torchao, prepare=exported_and_fused),
     "pt2e": partial(stock, quantize=by_pt2e, prepare=frozen),
     "pt2e-fused": partial(stock, quantize=by_pt2e, prepare=partial(frozen, backend="ao_arm")),
