@@ -26,7 +26,6 @@ from torchao.quantization.quant_primitives import MappingType
 import ao_arm
 from ao_arm import pack_, packed_weight_of, reference
 
-
 EACH_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 INT8 = WAYS["Int8Tensor dynamic symmetric, per_token x per_channel"]
 INT4 = WAYS["Intx 4 bits asymmetric 32 None"]
