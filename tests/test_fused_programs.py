@@ -69,7 +69,7 @@ def left_of_the_source(program: ExportedProgram) -> list[str]:
 # --- torchao's quantize_ ---
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 @pytest.mark.parametrize("form", FORMS)
 @EACH_SOURCE
 def test_each_source_of_torchao(source: str, form: str) -> None:
@@ -84,7 +84,7 @@ def test_each_source_of_torchao(source: str, form: str) -> None:
             assert_near(changed.module()(x), expected)
 
 
-@pytest.mark.one_cpu
+@pytest.mark.x86
 @pytest.mark.parametrize("form", FORMS)
 @EACH_SOURCE
 def test_any_number_of_rows(source: str, form: str) -> None:
