@@ -21,7 +21,8 @@ def rows() -> Iterator[tuple[str, str, str]]:
     """Source, what stands in the graph, and the op that takes its place."""
     for name, source in SOURCES.items():
         op = _op(source.op) if source.op == source.op_bf16 else f"{_op(source.op)}; bfloat16: {_op(source.op_bf16)}"
-        yield f"torchao {name}", source.pattern, op
+        before = source.op_bf16_until_0_17
+        yield f"torchao {name}", source.pattern, f"{op}; bfloat16 up to 0.17: {_op(before)}" if before else op
     for name, quantizer in PT2E.items():
         chained = ", with ReLU or clamp and the next layer's quantization" if quantizer.chained else ""
         yield f"PT2E {name}", quantizer.pattern, _op(quantizer.op) + chained

@@ -393,6 +393,9 @@ def x86_quantizer(is_dynamic: bool) -> Any:
     return quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_dynamic=is_dynamic))
 
 
+_VERSION = tuple(int(part) for part in torchao.__version__.split(".")[:2])
+
+
 @dataclass(frozen=True)
 class Source:
     """A configuration of torchao's `quantize_`, and the op that its layers become.
@@ -404,6 +407,7 @@ class Source:
         pattern: what stands in the exported graph.
         exact: whether the source's own sums are integers too.
         first, last: the versions of torchao that have it.
+        op_bf16_until_0_17: for bfloat16 models with a torchao that rounds the scales of activations to that too.
     """
 
     config: Callable[[], Any]
@@ -413,6 +417,13 @@ class Source:
     exact: bool = False
     first: tuple[int, ...] = (0, 0)
     last: tuple[int, ...] = (99,)
+    op_bf16_until_0_17: str = ""
+
+    def op_here(self, dtype: torch.dtype) -> str:
+        """The op for models of a dtype, with this torchao."""
+        if dtype == torch.float32:
+            return self.op
+        return (_VERSION < (0, 18) and self.op_bf16_until_0_17) or self.op_bf16
 
 
 def _int8(mapping: MappingType = MappingType.SYMMETRIC, version: int = 2) -> Any:
@@ -429,13 +440,11 @@ def _grouped_until_0_16() -> Any:
 
 _INT_MM = "`quantize_affine`, `_int_mm` (s8 x s8, or u8 x s8 as VNNI has it), scales{}, bias"
 _FLOATS = "`quantize_affine`, `dequantize_affine`, {}, `linear`"
-_VERSION = tuple(int(part) for part in torchao.__version__.split(".")[:2])
 INT8 = "`Int8DynamicActivationInt8WeightConfig(version=2)`"
 INT4 = "`Int8DynamicActivationIntxWeightConfig(int4, PerGroup(32))`"
 #: By the text that docs/support.md has.
 SOURCES = {
-    # In bfloat16, torchao up to 0.17 rounds the scales of activations to that.
-    INT8: Source(_int8, DYNAMIC, DYNAMIC if _VERSION >= (0, 18) else QUANTIZED, _INT_MM.format(""), exact=True),
+    INT8: Source(_int8, DYNAMIC, DYNAMIC, _INT_MM.format(""), exact=True, op_bf16_until_0_17=QUANTIZED),
     "`Int8DynamicActivationInt8WeightConfig(version=2, act_mapping_type=ASYMMETRIC)`": Source(
         lambda: _int8(MappingType.ASYMMETRIC),
         DYNAMIC,

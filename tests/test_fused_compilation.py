@@ -66,7 +66,7 @@ def compiled(model: nn.Module, **more: Any) -> Any:
 @pytest.mark.parametrize("source", SOURCES_HERE)
 def test_each_source_of_torchao(source: str) -> None:
     for dtype in (torch.float32, torch.bfloat16) if source == INT8 else (torch.float32,):
-        op = SOURCES_HERE[source].op if dtype == torch.float32 else SOURCES_HERE[source].op_bf16
+        op = SOURCES_HERE[source].op_here(dtype)
         model, x = quantized_by(SOURCES_HERE[source].config(), dtype)[0], torch.randn(2, 3, K, dtype=dtype)
         with torch.no_grad(), reports() as made:
             assert_near(compiled(model)(x), model(x))

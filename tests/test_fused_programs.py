@@ -74,7 +74,7 @@ def left_of_the_source(program: ExportedProgram) -> list[str]:
 @EACH_SOURCE
 def test_each_source_of_torchao(source: str, form: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        op = SOURCES_HERE[source].op if dtype == torch.float32 else SOURCES_HERE[source].op_bf16
+        op = SOURCES_HERE[source].op_here(dtype)
         for rows in ((5,), (2, 3)):
             model, x = quantized_by(SOURCES_HERE[source].config(), dtype), torch.randn(*rows, K, dtype=dtype)
             expected = model(x)
