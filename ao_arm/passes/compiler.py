@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.compiler.config
 from torch import Tensor
 from torch._dynamo import register_backend
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -22,6 +23,7 @@ _NOTHING_IS_HELD = (
     'torch.no_grad(), or compile it with backend="ao_arm"'
 )
 _KEPT_REPORTS = 64
+_compiler_config: Any = torch.compiler.config
 #: The reports of graphs that were compiled, the newest last.
 _reports: list[FusionReport] = []
 
@@ -115,7 +117,10 @@ class _BoundGraph:
         bound = _with_attributes(self._module, {place: inputs[place] for place in self._places})
         free = [value for place, value in enumerate(inputs) if place not in set(self._places)]
         # The cache of AOTAutograd would give back a graph that holds other weights.
-        with torch._functorch.config.patch(enable_autograd_cache=False):
+        with (
+            torch._functorch.config.patch(enable_autograd_cache=False),
+            _compiler_config.patch(force_disable_caches=True),
+        ):
             self._compiled: Any = compile_fx(bound, free, config_patches=self._patches)
 
     def __call__(self, *inputs: Any) -> Any:
