@@ -3,10 +3,7 @@
 Which tests are quick, in which order they run, and what runs beside them.
 """
 
-import atexit
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +13,6 @@ import hypothesis
 import pairs
 import pytest
 import torch
-
-if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-    # What an earlier run compiled is no part of a test: a graph out of a cache has met no pass.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="ao_arm_inductor_")
-    atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 if cases.EMULATED_CPU:
     from hypothesis.internal import scrutineer

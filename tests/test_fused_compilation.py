@@ -88,6 +88,24 @@ def test_each_source_of_pt2e(source: str) -> None:
 
 @pytest.mark.x86
 @torch.no_grad()
+@pytest.mark.parametrize("freezing", [False, True], ids="freezing={}".format)
+def test_weights_that_are_loaded_are_packed_anew(freezing: bool) -> None:
+    """Into the tensors that torchao's weights consist of, which do not change themselves."""
+    model, other = quantized_by(SOURCES_HERE[INT8].config())[0], nn.Linear(K, HIDDEN).requires_grad_(False)
+    quantize_(other, SOURCES_HERE[INT8].config())
+    x, run = torch.randn(5, K), compiled(model)
+    with reports() as made, torch._inductor.config.patch(freezing=freezing):
+        assert_near(run(x), model(x))
+        before = model(x)
+        model.load_state_dict(other.state_dict())
+        assert_near(run(x), model(x))
+        assert not torch.equal(before, model(x))
+        assert_near(run(x), other(x))
+    assert ops(made) == [[DYNAMIC]] * 2
+
+
+@pytest.mark.x86
+@torch.no_grad()
 def test_a_parameter_that_is_replaced_is_compiled_anew() -> None:
     model, x = quantized_by(SOURCES_HERE[INT8].config())[0], torch.randn(5, K)
     run = compiled(model)
@@ -105,10 +123,11 @@ def test_a_parameter_that_is_replaced_is_compiled_anew() -> None:
 
 @pytest.mark.x86
 @torch.no_grad()
-def test_a_parameter_that_is_changed_in_place_is_compiled_anew() -> None:
+@pytest.mark.parametrize("freezing", [False, True], ids="freezing={}".format)
+def test_a_parameter_that_is_changed_in_place_is_compiled_anew(freezing: bool) -> None:
     model, x = Layer(Calibrated(), ChannelsByTorchao(N, K)), torch.randn(5, K)
     run = compiled(model)
-    with reports() as made:
+    with reports() as made, torch._inductor.config.patch(freezing=freezing):
         assert_near(run(x), model(x))
         for tensor in (model.weight.scale, model.weight.qdata, model.bias):
             tensor.div_(2) if tensor.is_floating_point() else tensor.neg_()

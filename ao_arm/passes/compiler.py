@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.compiler.config
 from torch import Tensor
 from torch._dynamo import register_backend
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -23,7 +22,6 @@ _NOTHING_IS_HELD = (
     'torch.no_grad(), or compile it with backend="ao_arm"'
 )
 _KEPT_REPORTS = 64
-_compiler_config: Any = torch.compiler.config
 #: The reports of graphs that were compiled, the newest last.
 _reports: list[FusionReport] = []
 
@@ -113,21 +111,20 @@ class _BoundGraph:
         from torch._inductor.compile_fx import compile_fx
 
         self._bound = [inputs[place] for place in self._places]
-        self._versions = [_version(tensor) for tensor in self._bound]
+        # With freezing set before, Dynamo leaves parameters and buffers in the module.
+        held = (*self._bound, *self._module.parameters(), *self._module.buffers())
+        self._watched = [part for tensor in held for part in _parts(tensor)]
+        self._versions = [_version(tensor) for tensor in self._watched]
         bound = _with_attributes(self._module, {place: inputs[place] for place in self._places})
         free = [value for place, value in enumerate(inputs) if place not in set(self._places)]
         # The cache of AOTAutograd would give back a graph that holds other weights.
-        with (
-            torch._functorch.config.patch(enable_autograd_cache=False),
-            _compiler_config.patch(force_disable_caches=True),
-        ):
+        with torch._functorch.config.patch(enable_autograd_cache=False):
             self._compiled: Any = compile_fx(bound, free, config_patches=self._patches)
 
     def __call__(self, *inputs: Any) -> Any:
-        for place, tensor, version in zip(self._places, self._bound, self._versions, strict=True):
-            if inputs[place] is not tensor or _version(tensor) != version:
-                self._compile(list(inputs))
-                break
+        replaced = any(inputs[place] is not tensor for place, tensor in zip(self._places, self._bound, strict=True))
+        if replaced or [_version(tensor) for tensor in self._watched] != self._versions:
+            self._compile(list(inputs))
         held = set(self._places)
         return self._compiled(*(value for place, value in enumerate(inputs) if place not in held))
 
@@ -155,6 +152,14 @@ def _is_held(node: Node) -> bool:
 def _is_trained(tensor: Tensor) -> bool:
     """Whether a parameter may change with each step, so that it is no constant."""
     return tensor.requires_grad and torch.is_grad_enabled()
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """A tensor and, if it is one of a subclass, what it consists of, in which changes are noted."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [tensor, *(part for name in names for part in _parts(getattr(tensor, name)))]
 
 
 def _version(tensor: Tensor) -> int:

@@ -224,10 +224,9 @@ def frozen(layer: torch.nn.Module, x: Tensor, backend: str = "inductor") -> Call
     """Compiled with weights as constants."""
     from ao_arm.passes import compiled_reports
 
-    # The setting, for Dynamo does not read the option of that name.
-    torch._inductor.config.freezing = True
     compiled: Callable[[Tensor], Tensor] = torch.compile(layer, backend=backend)
-    with torch.inference_mode():
+    # The setting, for Dynamo does not read the option of that name; it is asked when the first call compiles.
+    with torch._inductor.config.patch(freezing=True), torch.inference_mode():
         compiled(x)
     if backend == "ao_arm":
         must_be_fused(compiled_reports()[-1])
