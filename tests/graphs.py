@@ -28,6 +28,7 @@ from torchao.quantization import (
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, dequantize_affine, quantize_affine
 
+import ao_arm
 from ao_arm.passes import FusionReport, fuse, fuse_
 
 DECOMPOSED, ATEN = torch.ops.quantized_decomposed, torch.ops.aten
@@ -496,3 +497,30 @@ PT2E = {
 }
 #: Those that this torchao converts: up to 0.17, it meets an error of its own with static layers and the newest torch.
 PT2E_HERE = {name: source for name, source in PT2E.items() if _VERSION >= (0, 18) or not source.chained}
+
+
+@torch.no_grad()
+def assert_fused(module: nn.Module, ops: list[str], *inputs: Tensor) -> torch.fx.GraphModule:
+    """All layers of a module's graph become these ops, and it computes the same."""
+    expected = module(*inputs)
+    changed, report = fused_graph(traced(module, *inputs))
+    assert [layer.op for layer in report] == ops == layers(changed.graph), report
+    assert report.left == () and report.fused == report
+    assert_near(changed(*inputs), expected)
+    return changed
+
+
+@torch.no_grad()
+def assert_left(module: nn.Module, reason: str, *inputs: Tensor) -> None:
+    """A module's graph stays node for node as it was, and the pass says why."""
+    graph = traced(module, *inputs)
+    before, attributes = nodes(graph), set(dict(graph.named_buffers()))
+    expected = graph(*inputs)
+    report = fuse_(graph)
+    assert [layer.op for layer in report] == [""] and report.left == report
+    assert report[0].reason in str(report)
+    assert reason in report[0].reason
+    assert nodes(graph) == before and set(dict(graph.named_buffers())) == attributes
+    assert torch.equal(graph(*inputs).nan_to_num(), expected.nan_to_num())
+    (explained,) = [layer for layer in ao_arm.explain(graph)]
+    assert (explained.kernel, explained.reason) == ("torch", report[0].reason)

@@ -32,6 +32,8 @@ from torchao.quantization import quantize_
 import ao_arm.passes
 from ao_arm.passes import FusionReport, compiled_reports
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _anew() -> Iterator[None]:
@@ -61,7 +63,6 @@ def compiled(model: nn.Module, **more: Any) -> Any:
 # --- each source ---
 
 
-@pytest.mark.slow
 @pytest.mark.one_cpu
 @pytest.mark.parametrize("source", SOURCES_HERE)
 def test_each_source_of_torchao(source: str) -> None:
@@ -74,7 +75,6 @@ def test_each_source_of_torchao(source: str) -> None:
 
 
 @pytest.mark.x86
-@pytest.mark.slow
 @pytest.mark.parametrize("source", PT2E_HERE)
 def test_each_source_of_pt2e(source: str) -> None:
     model, x = pt2e(PT2E_HERE[source].quantizer(), 4, K), torch.randn(4, K)
@@ -195,7 +195,6 @@ class Adapted(nn.Module):
 
 
 @pytest.mark.x86
-@pytest.mark.slow
 @pytest.mark.parametrize("source", [INT8, INT4])
 def test_gradients_are_those_of_eager(source: str) -> None:
     model, x = Adapted(source), torch.randn(5, K)
@@ -244,7 +243,6 @@ def test_options_that_are_none_are_refused() -> None:
 
 
 @pytest.mark.x86
-@pytest.mark.slow
 @torch.no_grad()
 def test_options_and_modes_of_inductor() -> None:
     model, x = quantized_by(SOURCES_HERE[INT8].config())[0], torch.randn(5, K)

@@ -27,6 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.slow
+
 K = 32
 #: What follows a layer.
 THEN = {

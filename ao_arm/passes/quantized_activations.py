@@ -121,32 +121,29 @@ def _overloads(namespace: Any, name: str, kinds: Sequence[str] = ("default",)) -
     return frozenset(getattr(packet, kind) for kind in kinds if packet is not None and hasattr(packet, kind))
 
 
-_DEQUANTIZE_AFFINE = _overloads(_torchao, "dequantize_affine")
 _QUANTIZE_AFFINE = _overloads(_torchao, "quantize_affine")
 _CHOOSE_AFFINE = _overloads(_torchao, "choose_qparams_affine")
-_DEQUANTIZE_PER_TENSOR = _overloads(_pt2e, "dequantize_per_tensor", _PER_TENSOR)
 _QUANTIZE_PER_TENSOR = _overloads(_pt2e, "quantize_per_tensor", _PER_TENSOR)
-_DEQUANTIZE_PER_TOKEN = _overloads(_pt2e, "dequantize_per_token")
+#: Of each op that dequantizes, the names of dtype, scale and zero point; whether it has blocks, and is per token.
+_DEQUANTIZE: dict[Any, tuple[str, str, str, bool, bool]] = {
+    **dict.fromkeys(_overloads(_torchao, "dequantize_affine"), ("input_dtype", "scale", "zero_point", True, False)),
+    **dict.fromkeys(
+        _overloads(_pt2e, "dequantize_per_tensor", _PER_TENSOR), ("dtype", "scale", "zero_point", False, False)
+    ),
+    **dict.fromkeys(_overloads(_pt2e, "dequantize_per_token"), ("dtype", "scales", "zero_points", False, True)),
+}
 
 
 def _dequantized_by_op(node: Node, constants: Constants) -> Activations | None:
-    if node.target in _DEQUANTIZE_AFFINE:
-        given = arguments(node)
+    if node.target not in _DEQUANTIZE:
+        return None
+    given, (dtype, scales, zero_points, in_blocks, per_token) = arguments(node), _DEQUANTIZE[node.target]
+    if in_blocks:
         per_token = _per_token(given["block_size"], shape_of(given["input"]))
-        _check_range(given, given["input_dtype"])
-        scale = _number(given["scale"], constants)
-        # Of a single row, the block is a token and the whole.
-        per_token = per_token and not isinstance(scale, float)
-        return Activations(given["input"], scale, given["zero_point"], per_token)
-    if node.target in _DEQUANTIZE_PER_TENSOR:
-        given = arguments(node)
-        _check_range(given, given["dtype"])
-        return Activations(given["input"], _number(given["scale"], constants), given["zero_point"], False)
-    if node.target in _DEQUANTIZE_PER_TOKEN:
-        given = arguments(node)
-        _check_range(given, given["dtype"])
-        return Activations(given["input"], given["scales"], given["zero_points"], True)
-    return None
+    _check_range(given, given[dtype])
+    scale = _number(given[scales], constants)
+    # Of a single row, the block is a token and the whole.
+    return Activations(given["input"], scale, given[zero_points], per_token and not isinstance(scale, float))
 
 
 def _dequantized_by_elements(node: Node, constants: Constants) -> Activations | None:
