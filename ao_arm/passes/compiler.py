@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch._subclasses import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .constants import with_values
-from .fusion import FusionReport, fuse_, warn_of_left
+from .constants import Constants, with_values
+from .fusion import FusionReport, fuse_layers, warn_of_left
 
 _NOTHING_IS_HELD = (
     "This graph takes weights as inputs: set torch._inductor.config.freezing = True before and call the model in "
@@ -27,21 +28,36 @@ _reports: list[FusionReport] = []
 
 
 class FuseQuantizedLinear(CustomGraphPass):
-    """Inductor's ``joint_custom_pre_pass`` that fuses quantized linear layers before constants are folded."""
+    """Inductor's ``joint_custom_pre_pass`` that fuses quantized linear layers before constants are folded.
+
+    Args:
+        inputs: of the graph that Dynamo captured: each with itself if it is a tensor that is the same in each call, and
+            else with None.
+
+    Attributes:
+        read: the tensors whose values are part of what was compiled.
+    """
+
+    def __init__(self, inputs: Sequence[tuple[Any, Any]] = ()) -> None:
+        self._inputs = inputs
+        self.read: list[Tensor] = []
 
     def __call__(self, graph: Graph) -> None:
         """Fuses in place what the graph of a whole model has; its parameters and buffers are known here."""
         module = graph.owning_module
         if module is None:
             return
-        constants = _constants(graph)
-        report = fuse_(module, constants, torch.ops.prims.convert_element_type.default)
+        known = _known_tensors(graph, self._inputs)
+        with with_values():
+            constants = Constants(module, {name: tensor.detach() for name, tensor in known.items()})
+        report = fuse_layers(module, constants, torch.ops.prims.convert_element_type.default)
+        self.read += [tensor for name, tensor in known.items() if name in constants.read]
         mode = torch._guards.detect_fake_mode([node.meta.get("val") for node in graph.nodes])
         if mode is not None and report.fused:  # packed weights are attributes of the graph, with values
             mode.allow_non_fake_inputs = True
         _reports.append(report)
         del _reports[:-_KEPT_REPORTS]
-        held = constants or any(node.op == "get_attr" for node in graph.nodes)
+        held = known or any(node.op == "get_attr" for node in graph.nodes)
         warn_of_left(report, "" if held else _NOTHING_IS_HELD)
 
     def uuid(self) -> Any | None:
@@ -66,7 +82,7 @@ def register_with_inductor() -> None:
     passes = list(present) if isinstance(present, list | tuple) else [] if present is None else [present]
     if any(isinstance(one, FuseQuantizedLinear) for one in passes):
         return
-    config.joint_custom_pre_pass = _in_turn(passes)
+    config.joint_custom_pre_pass = _in_turn(passes, FuseQuantizedLinear())
 
 
 @register_backend(name="ao_arm")
@@ -75,9 +91,8 @@ def ao_arm_backend(
 ) -> Callable[..., Any]:
     """Inductor, with quantized linear layers as one op each: ``torch.compile(model, backend="ao_arm")``.
 
-    Parameters and buffers are constants of the compiled graph, whether it is frozen or not: weights are packed once,
-    when it is compiled. If a parameter is replaced, or changed in place, it is compiled anew. Where gradients are
-    enabled, parameters that require one are no constants.
+    Weights are packed once, when the graph is compiled, whether it is frozen or not. If one is replaced, or changed in
+    place, the graph is compiled anew. Where gradients are enabled, parameters that require one are no constants.
 
     Args:
         module, example_inputs: what Dynamo captured.
@@ -87,56 +102,63 @@ def ao_arm_backend(
     mode = kwargs.pop("mode", None)
     if kwargs:
         raise ValueError(f"backend ao_arm takes options and mode, not {', '.join(kwargs)}")
-    patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **(options or {})}
-    given = patches.get("joint_custom_pre_pass")
-    patches["joint_custom_pre_pass"] = _in_turn([] if given is None else [given])
-    return _BoundGraph(module, list(example_inputs), patches)
+    return _CompiledGraph(
+        module, example_inputs, {**(torch._inductor.list_mode_options(mode) if mode else {}), **(options or {})}
+    )
 
 
-class _BoundGraph:
-    """A compiled graph to which parameters and buffers are bound, as long as they are the same."""
+class _CompiledGraph:
+    """A compiled graph, which is compiled anew when a weight that it holds packed was replaced or changed."""
 
-    def __init__(self, module: GraphModule, inputs: list[Any], patches: dict[str, Any]) -> None:
+    def __init__(self, module: GraphModule, inputs: Sequence[Any], patches: dict[str, Any]) -> None:
         self._module = module
         self._patches = patches
-        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-        self._places = [
-            place
-            for place, node in enumerate(placeholders)
-            if _is_held(node) and isinstance(inputs[place], Tensor) and not _is_trained(inputs[place])
-        ]
+        self._held = [_is_held(node) for node in module.graph.nodes if node.op == "placeholder"]
         self._compile(inputs)
 
-    def _compile(self, inputs: list[Any]) -> None:
+    def _compile(self, inputs: Sequence[Any]) -> None:
         from torch._inductor.compile_fx import compile_fx
 
-        self._bound = [inputs[place] for place in self._places]
-        # With freezing set before, Dynamo leaves parameters and buffers in the module.
-        held = (*self._bound, *self._module.parameters(), *self._module.buffers())
-        self._watched = [part for tensor in held for part in _parts(tensor)]
-        self._versions = [_version(tensor) for tensor in self._watched]
-        bound = _with_attributes(self._module, {place: inputs[place] for place in self._places})
-        free = [value for place, value in enumerate(inputs) if place not in set(self._places)]
+        known = [
+            value if held and isinstance(value, Tensor) and not _is_trained(value) else None
+            for held, value in zip(self._held, inputs, strict=True)
+        ]
+        fusing = FuseQuantizedLinear(list(zip(inputs, known, strict=True)))
+        given = self._patches.get("joint_custom_pre_pass")
+        patches = {**self._patches, "joint_custom_pre_pass": _in_turn([] if given is None else [given], fusing)}
+        module = GraphModule(self._module, deepcopy(self._module.graph))
+        module.meta = dict(self._module.meta)
         # The cache of AOTAutograd would give back a graph that holds other weights.
         with torch._functorch.config.patch(enable_autograd_cache=False):
-            self._compiled: Any = compile_fx(bound, free, config_patches=self._patches)
+            self._compiled: Any = compile_fx(module, inputs, config_patches=patches)
+        parts = {id(part) for part in fusing.read}
+
+        def is_read(tensor: Tensor | None) -> bool:
+            return tensor is not None and any(id(part) in parts for part in _parts(tensor))
+
+        self._bound = [(place, value) for place, value in enumerate(known) if is_read(value)]
+        # With freezing set before, Dynamo leaves parameters and buffers in the module.
+        left = filter(is_read, (*self._module.parameters(), *self._module.buffers()))
+        # Copying to a tensor of a subclass may change its parts, or give it others.
+        watched = [*fusing.read, *(value for _, value in self._bound), *left]
+        self._watched = [(tensor, _version(tensor)) for tensor in watched if tensor is not None]
 
     def __call__(self, *inputs: Any) -> Any:
-        replaced = any(inputs[place] is not tensor for place, tensor in zip(self._places, self._bound, strict=True))
-        if replaced or [_version(tensor) for tensor in self._watched] != self._versions:
-            self._compile(list(inputs))
-        held = set(self._places)
-        return self._compiled(*(value for place, value in enumerate(inputs) if place not in held))
+        replaced = any(inputs[place] is not value for place, value in self._bound)
+        if replaced or any(_version(tensor) != version for tensor, version in self._watched):
+            self._compile(inputs)
+        return self._compiled(*inputs)
 
 
-def _in_turn(passes: list[Any]) -> Any:
-    return _Passes([*passes, FuseQuantizedLinear()]) if passes else FuseQuantizedLinear()
+def _in_turn(passes: list[Any], fusing: FuseQuantizedLinear) -> Any:
+    return _Passes([*passes, fusing]) if passes else fusing
 
 
 class _Passes(FuseQuantizedLinear):
     """Other passes, and then ours."""
 
     def __init__(self, passes: list[Callable[[Graph], None]]) -> None:
+        super().__init__()
         self._passes = passes
 
     def __call__(self, graph: Graph) -> None:
@@ -155,62 +177,38 @@ def _is_trained(tensor: Tensor) -> bool:
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
-    """A tensor and, if it is one of a subclass, what it consists of, in which changes are noted."""
+    """What a tensor of a subclass consists of, in the order in which AOTAutograd takes it apart; else the tensor."""
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
-    return [tensor, *(part for name in names for part in _parts(getattr(tensor, name)))]
+    return [part for name in names for part in _parts(getattr(tensor, name))]
 
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _with_attributes(module: GraphModule, values: Mapping[int, Tensor]) -> GraphModule:
-    """A copy of a graph in which some inputs are attributes."""
-    graph = Graph()
-    copies: dict[Node, Node] = {}
-    root = torch.nn.Module()
-    root.__dict__.update(
-        {name: value for name, value in module.__dict__.items() if name not in ("_parameters", "_buffers")}
-    )
-    root._parameters, root._buffers = dict(module._parameters), dict(module._buffers)
-    place = -1
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            place += 1
-            if place in values:
-                name = f"bound_{place}"
-                if isinstance(values[place], torch.nn.Parameter):
-                    root.register_parameter(name, values[place])  # type: ignore[arg-type]
-                else:
-                    root.register_buffer(name, values[place])
-                copies[node] = graph.get_attr(name)
-                copies[node].meta = dict(node.meta)
-                continue
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    bound = GraphModule(root, graph)
-    bound.meta = dict(module.meta)
-    return bound
+def _known_tensors(graph: Graph, inputs: Sequence[tuple[Any, Any]]) -> dict[str, Tensor]:
+    """Of the graph that is compiled, by the names of its placeholders, the tensors that are the same in each call.
 
-
-def _constants(graph: Graph) -> dict[str, Tensor]:
-    """The parameters and buffers of the graph that is compiled, by the names of its placeholders."""
+    First come the parameters and buffers that Dynamo left in the module, then its inputs; both taken apart.
+    """
     context = torch._guards.TracingContext.try_get()
-    held = [] if context is None else context.params_flat_unwrap_subclasses or []
-    distinct: list[Tensor] = []
-    for tensor in held:  # AOTAutograd gives what occurs twice to the graph once
-        if not any(tensor is other for other in distinct):
-            distinct.append(tensor)
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"][: len(distinct)]
-    pairs = list(zip(placeholders, distinct, strict=False))
-    if len(pairs) < len(distinct) or any(not _fits(node, tensor) for node, tensor in pairs):
+    flat: list[Any] = []
+    for tensor in (context.params_flat_unwrap_subclasses or []) if context is not None else []:
+        if not any(tensor is other for other in flat):  # AOTAutograd gives what occurs twice to the graph once
+            flat.append(tensor)
+    for value, known in inputs:
+        parts = _parts(value) if isinstance(value, Tensor) else [value]
+        flat += parts if known is not None else [None] * len(parts)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    pairs = [(node, tensor) for node, tensor in zip(placeholders, flat, strict=False) if tensor is not None]
+    if len(placeholders) < len(flat) or any(not _fits(node, tensor) for node, tensor in pairs):
         warnings.warn(
             "the parameters of the compiled graph are not in the order that is known: none is constant", stacklevel=2
         )
         return {}
-    with with_values():
-        return {node.name: tensor.detach() for node, tensor in pairs}
+    return {node.name: tensor for node, tensor in pairs}
 
 
 def _fits(node: Node, tensor: Any) -> bool:

@@ -35,13 +35,9 @@ class Constants:
         self._inputs = dict(inputs or {})
         #: What the graph changes in place, as ``changes_in_place`` tells it; none of it is constant.
         self.changes = changes_in_place(module.graph)
+        #: The names of the inputs whose values were asked for.
+        self.read: set[str] = set()
         self._found: dict[Node, Tensor | None] = {}
-        # Attributes that the graph itself changes.
-        self._written = {
-            str(node.target)
-            for node in module.graph.nodes
-            if node.op == "get_attr" and any(_writes(user, node) for user in node.users)
-        }
 
     def value(self, node: Any) -> Tensor | None:
         """The value of a node that depends on constants alone, as it is computed once and kept; else None."""
@@ -60,7 +56,7 @@ class Constants:
         if base_of(node) in self.changes:
             return False
         if node.op == "get_attr":
-            return str(node.target) not in self._written
+            return True
         if node.op == "placeholder":
             return node.name in self._inputs
         return _is_pure(node) and all(self.is_constant(needed) for needed in node.all_input_nodes)
@@ -69,11 +65,10 @@ class Constants:
         if not self.is_constant(node):
             return None
         if node.op == "get_attr":
-            if not self.is_constant(node):
-                return None
             found: Any = _get_attr(self._module, str(node.target))
             return found.detach() if type(found) is torch.nn.Parameter else found
         if node.op == "placeholder":
+            self.read.add(node.name)
             return self._inputs[node.name]
         known = {needed: self.value(needed) for needed in node.all_input_nodes}
         if any(value is None for value in known.values()):
@@ -82,17 +77,6 @@ class Constants:
         with with_values():
             value: Tensor | None = node.target(*args, **kwargs)  # type: ignore[operator]
         return value
-
-
-def _writes(user: Node, node: Node) -> bool:
-    """Whether a call changes one of its arguments in place."""
-    if not isinstance(user.target, torch._ops.OpOverload):
-        return False
-    arguments = user.target._schema.arguments
-    return any(
-        argument.alias_info is not None and argument.alias_info.is_write and given is node
-        for argument, given in zip(arguments, user.args, strict=False)
-    )
 
 
 def _is_pure(node: Node) -> bool:

@@ -95,22 +95,18 @@ def fuse(program: ExportedProgram) -> ExportedProgram:
             "and ao_arm.pack_ other modules"
         )
     module = GraphModule(program.graph_module, deepcopy(program.graph_module.graph))
-    with with_values():
-        report = _fused(module, constants_of_program(program, module), aten.to.dtype)
+    report = fuse_layers(module, constants_of_program(program, module), aten.to.dtype)
     warn_of_left(report)
     return program_with(program, module)
 
 
-def fuse_(
-    module: GraphModule, constants: Mapping[str, Tensor] | None = None, cast: Any = aten.to.dtype
-) -> FusionReport:
+def fuse_(module: GraphModule, constants: Mapping[str, Tensor] | None = None) -> FusionReport:
     """Does in place to a graph of aten ops what ``fuse`` does to exported programs.
 
     Args:
         module: for instance what ``convert_pt2e`` gives, or ``.module()`` of an exported program; parameters and
             buffers are its attributes. It gets the packed weights as buffers.
         constants: values of inputs, by placeholders' names, that are the same in each call.
-        cast: the op that changes dtypes in graphs of this kind; takes a tensor and a dtype.
 
     Returns:
         What became of each quantized linear layer.
@@ -123,8 +119,7 @@ def fuse_(
             f"module must be a torch.fx.GraphModule, not {type(module).__name__}: fuse takes exported programs, and "
             "ao_arm.pack_ other modules"
         )
-    with with_values():
-        report = _fused(module, Constants(module, constants), cast)
+    report = fuse_layers(module, Constants(module, constants), aten.to.dtype)
     module.recompile()
     return report
 
@@ -155,7 +150,9 @@ def warn_of_left(report: FusionReport, advice: str = "") -> None:
         warnings.warn(told + (advice and f". {advice}"), stacklevel=3)
 
 
-def _fused(module: GraphModule, constants: Constants, cast: Any) -> FusionReport:
+@with_values()
+def fuse_layers(module: GraphModule, constants: Constants, cast: Any) -> FusionReport:
+    """What ``fuse`` and ``fuse_`` do; ``cast`` is the op that gives a tensor another dtype in such graphs."""
     complete_values(module)
     replacer = Replacer(module, cast)
     report = []

@@ -121,7 +121,6 @@ class Replacer:
             zero_point = self._attribute("zero_point", torch.tensor([zero_point or 0], dtype=dtype))
         given = activations.floats if from_floats and not _shared(activations) else activations.integers
         arguments = (weight, weight_scale, layer.bias, scale, zero_point)
-        # By their places: Inductor loses the names of arguments that could be given by place.
         output = layer.output
         if output is None:
             wanted = dtype_of(layer.node)
@@ -202,7 +201,8 @@ def packed_weight(weight: Weight) -> ACLPackedTensor:
             scale_dtype="bfloat16",
         )
     try:
-        scale = weight.scale if weight.scale.dtype in FLOATS else weight.scale.float()
+        # A copy: the packed weight shares no memory with the stock one.
+        scale = weight.scale.clone() if weight.scale.dtype in FLOATS else weight.scale.float()
         return ACLPackedTensor.from_plain(weight.qdata, scale, weight.zero_point, layout)
     except (ValueError, NotImplementedError) as error:
         raise Unfit(f"its weight: {error}") from None
