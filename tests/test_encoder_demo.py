@@ -46,8 +46,8 @@ def test_a_real_encoder_keeps_its_embeddings(
     options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if cases.EMULATED_CPU:  # torchao's own layers are slow there
-        monkeypatch.setattr(demo_figures, "SENTENCES", encoder.SENTENCES[::4])
-        monkeypatch.setattr(demo_figures, "SUBJECT_OF", encoder.SUBJECT_OF[::4])
+        monkeypatch.setattr(demo_figures, "SENTENCES", encoder.SENTENCES[::12])
+        monkeypatch.setattr(demo_figures, "SUBJECT_OF", encoder.SUBJECT_OF[::12])
     file = tmp_path / "figures.json"
     assert main(["demo", "--no-timing", "--json", str(file), *options]) == 0
     figures = json.loads(file.read_text())
@@ -65,7 +65,7 @@ def test_a_real_encoder_keeps_its_embeddings(
     assert accuracy["least_cosine"] > least
     assert accuracy["same_neighbour"] >= neighbours * figures["sentences"]
     assert figures["activations"] == ("asymmetric" if int4 or "--asymmetric" in options else "symmetric")
-    if figures["sentences"] == len(encoder.SENTENCES):  # a quarter of them leaves few neighbours
+    if figures["sentences"] == len(encoder.SENTENCES):  # a few of them leave no neighbours
         assert fp32["same_subject"] >= 0.85 * figures["sentences"]
     assert ours["same_subject"] >= fp32["same_subject"] - 2
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import thinned
 from graphs import (
     DYNAMIC,
     GROUPED,
@@ -64,7 +65,7 @@ def compiled(model: nn.Module, **more: Any) -> Any:
 
 
 @pytest.mark.one_cpu
-@pytest.mark.parametrize("source", SOURCES_HERE)
+@pytest.mark.parametrize("source", thinned([*SOURCES_HERE]))
 def test_each_source_of_torchao(source: str) -> None:
     for dtype in (torch.float32, torch.bfloat16) if source == INT8 else (torch.float32,):
         op = SOURCES_HERE[source].op_here(dtype)
