@@ -14,6 +14,7 @@ from .linear import linear
 from .quantize import LARGEST
 from .tensor import ACLPackedTensor
 from .tensor_ops import copy_weight
+from .torch_functions import overridden
 
 if HAS_AQT:
     from torchao.dtypes.affine_quantized_tensor import AffineQuantizedTensor, register_layout
@@ -26,6 +27,9 @@ if HAS_AQT:
             lambda weight: getattr(weight.tensor_impl, name),
             lambda weight, value: setattr(weight.tensor_impl, name, value),
         )
+
+    def _held(argument: Any) -> ACLPackedTensor | None:
+        return packed_weight_of(argument) if isinstance(argument, Tensor) else None
 
     class ACLAffineQuantizedTensor(AffineQuantizedTensor):
         """An AffineQuantizedTensor that goes straight to ``linear``, takes ``weight=`` as a keyword, can be shared
@@ -45,6 +49,8 @@ if HAS_AQT:
         ) -> Any:
             if func is torch.nn.functional.linear:
                 return _linear(*args, **kwargs) if kwargs else _linear(*args)
+            if (result := overridden(func, args, kwargs, _held)) is not NotImplemented:
+                return result
             if func is torch.Tensor.share_memory_:
                 args[0].tensor_impl._share_memory()
                 return args[0]

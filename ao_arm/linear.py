@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from . import _ops
+from .gradients import are_asked_for, straight_through
+from .plain import Plain
 from .quantize import FLOATS
 
 _linear_int8_dynamic = _ops.linear_int8_dynamic
@@ -33,6 +36,9 @@ class PackedWeight(Protocol):
     _symmetric: bool | None
     _per_token: bool
 
+    def plain(self) -> Plain:
+        """What was packed."""
+
 
 def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` for a packed weight: one fused call that quantizes ``input``, multiplies, scales and adds the bias.
@@ -57,6 +63,26 @@ def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> T
         if not input.is_floating_point():
             raise ValueError(f"this weight has an act_pre_scale, for floats, but its input is {input.dtype}")
         input = (input * weight.act_pre_scale).to(input.dtype)
+    if are_asked_for(input, bias):
+        return straight_through(_Layer(weight), input, bias)
+    return _fused(input, weight, bias)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """What gradients need of a weight: see ``gradients.DifferentiableLayer``."""
+
+    weight: PackedWeight
+
+    def __call__(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        return _fused(input, self.weight, bias)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.plain().dequantized().to(dtype)
+
+
+def _fused(input: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+    """The op that the layer is."""
     try:
         if weight.weight_scale is None:
             return _linear_qta8a_qga4w(input, weight.packed_weight, weight.weight_shape[0], bias)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import _ops
 from .affine_quantized import as_weight, packed_weight_of
+from .gradients import are_asked_for, straight_through
 from .layout import ACLPackedLayout
 from .stock_weights import StockWeight
 from .tensor import ACLPackedTensor
@@ -138,7 +139,28 @@ class PackedDynamicLinear(PackedEagerLinear):
                 scale = math.nan
             if not math.isfinite(scale):
                 raise ValueError("input holds NaN or infinity, for which all of it has no scale")
-        return self._linear(input, *_quantization(scale, zero_point, torch.uint8))
+        quantization = _quantization(scale, zero_point, torch.uint8)
+        if not are_asked_for(input, self.bias):
+            return self._linear(input, *quantization)
+        output = straight_through(_Differentiable(self, quantization), input, self.bias)
+        return output.relu() if self.relu else output
+
+
+@dataclass(frozen=True, eq=False)
+class _Differentiable:
+    """What gradients need of a layer: see ``gradients.DifferentiableLayer``. Its ReLU is torch's, after it."""
+
+    layer: PackedDynamicLinear
+    quantization: tuple[Tensor, Tensor]
+
+    def __call__(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        packed = self.layer.packed_weight
+        assert packed.weight_scale is not None
+        given = (input, packed.packed_weight, packed.weight_scale, bias, *self.quantization)
+        return _ops.call(_ops.linear_int8_static, *given)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        return self.layer.packed_weight.plain().dequantized().to(dtype)
 
 
 class PackedQuantizedLinear(PackedEagerLinear):

@@ -20,6 +20,7 @@ from .layout import HAS_AQT, ACLPackedLayout
 from .linear import linear
 from .packing import Packed, pack, problem_of, unpack
 from .plain import Plain, check_activations, checked, quantized
+from .torch_functions import overridden
 
 _Base: Any = TorchAOBaseTensor
 if HAS_AQT:
@@ -33,6 +34,10 @@ _INNER = ("packed_weight", "weight_scale", "act_pre_scale", "act_scale", "act_ze
 
 #: By how activations are quantized, the argument of the op; None for what the op does not do itself.
 _SYMMETRIC = {"symmetric": True, "asymmetric": False}
+
+
+def _held(argument: Any) -> ACLPackedTensor | None:
+    return argument if isinstance(argument, ACLPackedTensor) else None
 
 
 class ACLPackedTensor(_Base):
@@ -318,6 +323,8 @@ class ACLPackedTensor(_Base):
     ) -> Any:
         if func is torch.nn.functional.linear:
             return linear(*args, **kwargs) if kwargs else linear(*args)
+        if (result := overridden(func, args, kwargs, _held)) is not NotImplemented:
+            return result
         if func is torch.Tensor.share_memory_:  # torch would look for a storage of the wrapper, which has none
             return args[0]._share_memory()
         return super().__torch_function__(func, types, args, kwargs)

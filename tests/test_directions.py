@@ -15,11 +15,11 @@ PACKAGE, SOURCES = CHECKOUT / "ao_arm", CHECKOUT / "csrc"
 
 #: Modules and packages of ao_arm from what imports nothing of ours upward; none imports one of its own line.
 FLOORS = (
-    "_library layout command_line progress reference sqnr text_table timing",
+    "_library layout command_line gradients progress reference sqnr text_table timing",
     "quantize observers",
     "_ops config plain",
     "kernels linear",
-    "packing support",
+    "packing support torch_functions",
     "tensor",
     "tensor_ops",
     "affine_quantized",

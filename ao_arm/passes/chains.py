@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional
 
 from ..affine_quantized import packed_weight_of
+from ..gradients import refuse
 from ..linear import linear_static
 from ..tensor import ACLPackedTensor
 
@@ -39,7 +40,12 @@ class ChainedLinear(torch.nn.Linear):
         self.bounds = bounds
 
     def forward(self, input: Tensor) -> Tensor:
-        """The layer's output, (..., n): int8 or uint8 for a following layer, else of the weight's dtype."""
+        """The layer's output, (..., n): int8 or uint8 for a following layer, else of the weight's dtype.
+
+        Raises:
+            NotImplementedError: if the input requires a gradient: integers between layers have none.
+        """
+        refuse(input, "a chain of static layers")
         (following,) = self.following
         weight = _packed(self)
         quantization = None if following is None else _packed(following)
