@@ -1,7 +1,7 @@
 """Observers of activations: from what a layer's inputs were during calibration to their scale and zero point.
 
-Scales and zero points are those of torchao's ``AffineQuantizedMinMaxObserver``; what is observed is ours, because torchao's
-keeps extremes in the shape of a batch, and so takes no batch of another number of rows.
+Scales and zero points are those of torchao's ``AffineQuantizedMinMaxObserver``; what is observed is ours, because
+torchao's keeps extremes in the shape of a batch, and so takes no batch of another number of rows.
 """
 
 from __future__ import annotations
