@@ -46,4 +46,4 @@ def _see_input(layer: torch.nn.Linear, args: tuple[Any, ...], kwargs: dict[str, 
     input = args[0] if args else kwargs["input"]
     # What the observer keeps must not be an inference tensor, which could not be changed outside of inference mode.
     with torch.inference_mode(False), torch.no_grad():
-        observer_of(layer)(input.detach().float())
+        observer_of(layer)(input.detach())

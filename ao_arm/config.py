@@ -53,7 +53,11 @@ class ACLInt8DynamicActivationInt8WeightConfig(AOBaseConfig):
     """Int8 linear layers whose activations are quantized as they come, computed by one fused call.
 
     Attributes:
-        act_mapping_type: ``MappingType.SYMMETRIC`` (zero point 0) or ``MappingType.ASYMMETRIC``.
+        act_mapping_type: ``MappingType.ASYMMETRIC``, or ``MappingType.SYMMETRIC`` (zero point 0): torchao's rule,
+            bit for bit. It takes 1.3 to 1.6 percent fewer cycles (Neoverse V1, modelled) and is less accurate: by
+            some 4 dB in MiniLM's embeddings. Its scale, max / 127.5, puts a negative peak on a rounding tie, so that
+            the last bit of an input, which may depend on the size of the batch, often decides on an integer: a MiniLM
+            embedding in a batch is only 20 to 30 dB near the same one alone, against more than 100 dB otherwise.
         act_granularity: ``PerToken()`` (also written ``PerRow()``): one scale for each row of the input; or
             ``PerTensor()``: one for the whole input.
         weight_granularity: ``PerRow()`` (also written ``PerAxis(0)``): one scale for each output channel; or
@@ -64,7 +68,7 @@ class ACLInt8DynamicActivationInt8WeightConfig(AOBaseConfig):
         ValueError: for any other value.
     """
 
-    act_mapping_type: MappingType = MappingType.SYMMETRIC
+    act_mapping_type: MappingType = MappingType.ASYMMETRIC
     act_granularity: Granularity = field(default_factory=PerToken)
     weight_granularity: Granularity = field(default_factory=PerRow)
     version: int = 1
@@ -87,11 +91,11 @@ class ACLInt8DynamicActivationInt8WeightConfig(AOBaseConfig):
 
 
 def acl_int8_dynamic(
-    act_mapping_type: MappingType = MappingType.SYMMETRIC,
+    act_mapping_type: MappingType = MappingType.ASYMMETRIC,
     act_granularity: Granularity | None = None,
     weight_granularity: Granularity | None = None,
 ) -> ACLInt8DynamicActivationInt8WeightConfig:
-    """The configuration for ``quantize_``: per-token int8 activations x per-channel int8 weights by default.
+    """The configuration for ``quantize_``: asymmetric per-token int8 activations x per-channel int8 weights by default.
 
     For the arguments see `ACLInt8DynamicActivationInt8WeightConfig`.
     """
@@ -116,8 +120,9 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
         act_mapping_type: ``MappingType.SYMMETRIC`` (zero point 0) or ``MappingType.ASYMMETRIC``.
         act_dtype: ``torch.int8``, or ``torch.uint8`` for asymmetric activations.
         weight_granularity: ``PerRow()`` (also written ``PerAxis(0)``) or ``PerTensor()``. Weights are symmetric.
-        observer: "minmax" (torchao's ``AffineQuantizedMinMaxObserver``, the default), "moving_average" or "histogram",
-            which minimises the error. "convert" may name it as well, but no other than "prepare" did.
+        observer: "minmax" (the whole range, the default), "histogram", which minimises the error, or "moving_average",
+            the only one for which the order of batches matters. "convert" may name it as well, but no other than
+            "prepare" did.
         version: of the configuration.
 
     Raises:

@@ -86,10 +86,10 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, input: Tensor | None, bias: Tensor | None) -> Tensor | None:
-        of_bias = None if bias is None else bias.to(ctx.output_dtype).expand(ctx.output_shape)
+        of_bias: Tensor | None = None if bias is None else bias.to(ctx.output_dtype).expand(ctx.output_shape)
         if input is None:
             return of_bias
-        of_input = (input @ ctx.layer.dequantized(input.dtype).t()).to(ctx.output_dtype)
+        of_input: Tensor = (input @ ctx.layer.dequantized(input.dtype).t()).to(ctx.output_dtype)
         return of_input if of_bias is None else of_input + of_bias
 
 

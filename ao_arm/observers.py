@@ -1,6 +1,7 @@
 """Observers of activations: from what a layer's inputs were during calibration to their scale and zero point.
 
-``AffineQuantizedMinMaxObserver`` is torchao's own; the other two extend it by how they choose the range.
+Scales and zero points are those of torchao's ``AffineQuantizedMinMaxObserver``; what is observed is ours, because
+torchao's keeps extremes in the shape of a batch, and so takes no batch of another number of rows.
 """
 
 from __future__ import annotations
@@ -20,73 +21,83 @@ from .reference import LEAST_SCALE
 _TOO_LARGE = 2.0**126
 
 
-class MovingAverageObserver(AffineQuantizedMinMaxObserver):
-    """The range moves a hundredth of the way to each batch's least and greatest value: single outliers count little.
+class MinMaxObserver(AffineQuantizedMinMaxObserver):
+    """The range is all that was seen: the same for any order, shape and arrangement of the batches.
 
     Attributes:
-        min_val, max_val: the range so far.
+        min_val, max_val: the range so far; float32, (). There are none before the first value: empty batches count for
+            nothing.
     """
 
-    momentum = 0.01
     min_val: Tensor
     max_val: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        """Takes a batch into account and returns it."""
+        """Takes a batch, of any shape and float dtype, into account and returns it."""
         if input.numel() > 0:
-            least, greatest = input.detach().aminmax()
-            if hasattr(self, "min_val"):
-                self.min_val += self.momentum * (least - self.min_val)
-                self.max_val += self.momentum * (greatest - self.max_val)
-            else:
-                self.min_val, self.max_val = least.clone(), greatest.clone()
+            self._take(input.detach().float())
         return input
 
+    def _take(self, values: Tensor) -> None:
+        """Takes float32 values, at least one, into account."""
+        least, greatest = values.aminmax()
+        if hasattr(self, "min_val"):
+            least, greatest = torch.minimum(self.min_val, least), torch.maximum(self.max_val, greatest)
+        self.min_val, self.max_val = least, greatest
 
-class HistogramObserver(AffineQuantizedMinMaxObserver):
+
+class MovingAverageObserver(MinMaxObserver):
+    """The range moves a hundredth of the way to each batch's least and greatest value: single outliers count little.
+
+    It begins as that of the first batch. Batches count alike, whatever their number of rows, and their order matters.
+    """
+
+    momentum = 0.01
+
+    def _take(self, values: Tensor) -> None:
+        least, greatest = values.aminmax()
+        if hasattr(self, "min_val"):
+            least = self.min_val + self.momentum * (least - self.min_val)
+            greatest = self.max_val + self.momentum * (greatest - self.max_val)
+        self.min_val, self.max_val = least, greatest
+
+
+class HistogramObserver(MinMaxObserver):
     """The range is the one with the least squared error of quantizing all values seen, outliers cut off if need be.
 
     Values are counted in ``bins`` bins that double in width whenever a value lies outside of them. The error of a range
-    is that of the bins' centres.
+    is that of the bins' centres. The width is a power of two and a value's bin exact, so that bins which became wider
+    count what they had counted from the beginning: the result is the same for any order of the batches.
 
     Attributes:
-        min_val, max_val: the least and the greatest value so far.
         counts: of values in each bin; float64, (bins,).
         width: of a bin. The bins lie around 0.
     """
 
-    bins = 4096
-    min_val: Tensor
-    max_val: Tensor
+    bins = 8192
     #: How many places of each end of the range are compared, twice; odd, so that the second time includes the best
     #: of the first.
     cuts = 17
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Takes a batch into account and returns it."""
-        if input.numel() == 0:
-            return input
-        super().forward(input)
+    def _take(self, values: Tensor) -> None:
+        super()._take(values)
         largest = max(abs(float(self.min_val)), abs(float(self.max_val)))
-        if not 0 < largest < _TOO_LARGE:  # nothing but zeros yet, or what calculate_qparams refuses
-            return input
+        if not largest < _TOO_LARGE:  # observed_quantization refuses it
+            return
         if not hasattr(self, "counts"):
             self.counts = torch.zeros(self.bins, dtype=torch.float64)
-            self.width = 2 * max(largest, LEAST_SCALE) / self.bins
-        while largest > self.width * self.bins / 2:
+            self.width = LEAST_SCALE / self.bins
+        while largest >= self.width * self.bins / 2:
             quarter = self.bins // 4
             merged = self.counts.view(-1, 2).sum(dim=1)
             self.counts = torch.nn.functional.pad(merged, (quarter, quarter))
             self.width *= 2
-        end = self.width * self.bins / 2
-        self.counts += torch.histc(input.detach().float(), self.bins, -end, end).double()
-        return input
+        # In float64 nothing is lost by dividing; in float32 the least values would be.
+        places = (values.flatten().double() / self.width).floor().long() + self.bins // 2
+        self.counts += torch.bincount(places, minlength=self.bins).to(self.counts)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """The scale and the zero point of the best range."""
-        if not hasattr(self, "counts"):
-            result: tuple[Tensor, Tensor] = super().calculate_qparams()
-            return result
         seen = self.min_val, self.max_val
         try:
             self.min_val, self.max_val = self._best_range(float(seen[0]), float(seen[1]))
@@ -123,7 +134,7 @@ class HistogramObserver(AffineQuantizedMinMaxObserver):
 
 #: What ``acl_int8_static(observer=...)`` accepts.
 OBSERVERS: dict[str, Callable[..., Any]] = {
-    "minmax": AffineQuantizedMinMaxObserver,
+    "minmax": MinMaxObserver,
     "moving_average": MovingAverageObserver,
     "histogram": HistogramObserver,
 }

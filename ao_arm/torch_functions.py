@@ -11,12 +11,12 @@ from torch import Tensor
 from .gradients import are_asked_for, require_for_weight
 from .linear import linear
 
-_REQUIRE_A_GRADIENT = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)
+_REQUIRE_A_GRADIENT = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 #: Of activations and a weight; with a bias in front; whether any number of dimensions will do.
 _PRODUCTS: dict[Any, tuple[bool, bool]] = {
     torch.matmul: (False, True),
     torch.Tensor.matmul: (False, True),
-    torch.Tensor.__matmul__: (False, True),  # type: ignore[attr-defined]
+    torch.Tensor.__matmul__: (False, True),
     torch.mm: (False, False),
     torch.Tensor.mm: (False, False),
     torch.addmm: (True, False),

@@ -76,6 +76,21 @@ def test_models_of_16_bit_floats(dtype: torch.dtype) -> None:
     assert cases.sqnr(exact, model(data[0])) > 25
 
 
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=cases.name_of)
+@EACH_OBSERVER
+@torch.no_grad()
+def test_prompts_and_single_tokens_calibrate_together(observer: str, dtype: torch.dtype) -> None:
+    original = Model().to(dtype)
+    data = [torch.randn(shape, dtype=dtype) for shape in ((1, 256, K), (1, 1, K), (1, K), (K,), (0, K), (2, 3, 5, K))]
+    for order in (data, data[::-1]):
+        model = calibrated(copy.deepcopy(original), order, observer=observer)
+        quantize_(model, acl_int8_static("convert"))
+        for name in LAYERS:
+            seen = [original.inputs_of_layers(batch)[name] for batch in order]
+            scale, _ = observed(observer, seen, *ACTIVATIONS["s8 symmetric"])
+            assert torch.equal(cases.packed_in(model.get_submodule(name)).act_scale, scale), name
+
+
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, cases.saved_and_loaded], ids=["deepcopy", "torch.save and torch.load"]
 )

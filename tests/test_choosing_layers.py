@@ -98,7 +98,7 @@ def test_4_bit_mlps_beside_8_bit_attention_and_head() -> None:
         layout = {"mlp.0": cases.grouped(32), "mlp.2": cases.grouped(HIDDEN, scale_dtype="float32")}.get(name)
         layer = model.get_submodule(name)
         packed, inner = cases.packed_in(layer), torch.randn(3, layer.in_features)
-        assert packed.get_layout() == (ao_arm.ACLPackedLayout() if layout is None else layout), name
+        assert packed.get_layout() == (ao_arm.acl_int8_dynamic().layout() if layout is None else layout), name
         cases.assert_by_reference(layer(inner), inner, packed, layer.bias, name)
     assert len(quantized_layers(model)) == 6
     assert cases.sqnr(exact, model(x)) > 20

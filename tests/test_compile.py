@@ -35,7 +35,11 @@ def _nothing_compiled_before() -> Iterator[None]:
 
 #: The configurations of the model's three layers: each kind of int8 is there with a bias and without one.
 SCHEMES = {
-    "symmetric": (ao_arm.acl_int8_static(act_scale=0.03), ao_arm.acl_int8_dynamic(), ao_arm.acl_int4_grouped()),
+    "symmetric": (
+        ao_arm.acl_int8_static(act_scale=0.03),
+        ao_arm.acl_int8_dynamic(MappingType.SYMMETRIC),
+        ao_arm.acl_int4_grouped(),
+    ),
     "asymmetric": (
         ao_arm.acl_int8_dynamic(MappingType.ASYMMETRIC),
         ao_arm.acl_int8_static(None, 0.02, 9, MappingType.ASYMMETRIC, torch.uint8),

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.x86
 # --- what they are by default ---
 
 
-def test_the_default_is_symmetric_per_token_by_per_channel() -> None:
+def test_the_default_is_asymmetric_per_token_by_per_channel() -> None:
     assert acl_int8_dynamic() == ao_arm.ACLInt8DynamicActivationInt8WeightConfig()
-    assert acl_int8_dynamic().layout() == ACLPackedLayout("symmetric", "per_token", "per_channel")
+    assert acl_int8_dynamic().layout() == ACLPackedLayout("asymmetric", "per_token", "per_channel")
     assert acl_int8_dynamic(MappingType.ASYMMETRIC, PerTensor(), PerTensor()).layout() == ACLPackedLayout(
         "asymmetric", "per_tensor", "per_tensor"
     )

@@ -177,11 +177,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
 
 def test_the_emulated_demo_gets_the_same_options(started: list[tuple[str, list[str]]], tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    assert main(["demo", "--arm64", "--cpu", "max", "--asymmetric", "--threads", "1", "--json", str(file)]) == 3
+    options = ["--activations", "symmetric", "--threads", "1", "--json", str(file)]
+    assert main(["demo", "--arm64", "--cpu", "max", *options]) == 3
     ((cpu, args),) = started
     assert cpu == "max"
     assert args == [
-        *("-m", "ao_arm", "demo", "--model", "minilm", "--asymmetric", "--threads", "1", "--json", str(file))
+        *("-m", "ao_arm", "demo", "--model", "minilm", *options),
     ]
 
 

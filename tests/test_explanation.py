@@ -33,7 +33,7 @@ def test_explain_lists_layers_that_are_not_quantized() -> None:
     model = nn.Sequential(nn.Linear(64, 48), nn.LayerNorm(48), nn.Linear(48, 10, dtype=torch.bfloat16))
     quantize_(model, ao_arm.acl_int8_dynamic(), filter_fn=lambda module, name: name == "0")
     first, second = ao_arm.explain(model)
-    assert first.scheme == "int8 dynamic (symmetric, per_token x per_channel)"
+    assert first.scheme == "int8 dynamic (asymmetric, per_token x per_channel)"
     assert (second.name, second.shape, second.kernel) == ("2", (10, 48), "torch")
     assert second.scheme == "not quantized (torch.bfloat16)"
     assert ao_arm.explain(nn.ReLU()) == ()

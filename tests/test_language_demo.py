@@ -131,9 +131,9 @@ def test_same_first_tokens() -> None:
     assert language_figures.same_first([0], [1]) == 0
 
 
-@pytest.mark.parametrize("options", [("--scheme", "int4"), ("--asymmetric",)])
+@pytest.mark.parametrize("options", [("--scheme", "int4"), ("--activations", "symmetric")])
 def test_options_of_the_encoder_are_refused(options: tuple[str, ...]) -> None:
-    with pytest.raises(SystemExit, match="--scheme and --asymmetric are for minilm"):
+    with pytest.raises(SystemExit, match="--scheme and --activations are for minilm"):
         main(["demo", "--model", "llama", *options])
 
 

@@ -41,7 +41,7 @@ TOKENS = torch.arange(50).reshape(5, 10)
 def test_quantizing_the_head_leaves_the_embedding_alone() -> None:
     model = LanguageModel()
     vectors = model.embedding(TOKENS).clone()
-    packed = ao_arm.ACLPackedTensor.from_hp(model.embedding.weight)
+    packed = ao_arm.ACLPackedTensor.from_hp(model.embedding.weight, ao_arm.acl_int8_dynamic().layout())
     quantize_(model, ao_arm.acl_int8_dynamic())
     assert quantized_layers(model) == ["head"]
     assert torch.equal(model.embedding(TOKENS), vectors)

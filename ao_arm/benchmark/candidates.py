@@ -199,6 +199,13 @@ CANDIDATES = (
             reference=_int8_dynamic_reference,
         )
     ),
+    Candidate(
+        "ao_arm int8 dynamic symmetric",
+        "int8 dynamic, per token x per channel",
+        partial(_quantize, lambda calibration: acl_int8_dynamic(MappingType.SYMMETRIC)),
+        least_sqnr_db=33,
+        reference=_int8_dynamic_reference,
+    ),
     *(
         row
         for name, mapping, dtype in (

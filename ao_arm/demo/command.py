@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torchao.quantization.quant_primitives import MappingType
 
 from .. import command_line, progress
 from ..system import current_system
@@ -39,7 +40,8 @@ class Demo:
 
 
 def _measure_encoder(args: argparse.Namespace, timing: bool, report: Callable[[str], None]) -> figures.Figures:
-    return figures.measure(args.scheme or DEFAULT, args.asymmetric, timing, report)
+    mapping = MappingType[args.activations.upper()] if args.activations else None
+    return figures.measure(args.scheme or DEFAULT, mapping, timing, report)
 
 
 def _measure_llama(
@@ -65,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scheme", choices=tuple(SCHEMES), help=f"of {MINILM} (default: {DEFAULT})")
     parser.add_argument(
-        "--asymmetric", action="store_true", help=f"activations of {MINILM} with zero points, as int4 always has them"
+        "--activations",
+        choices=("symmetric", "asymmetric"),
+        help=f"of {MINILM}, without zero points or with (default: the scheme's own; int4 always has them)",
     )
     parser.add_argument(
         "--threads", type=command_line.positive, metavar="N", help="for torch (default: torch's own choice)"
@@ -81,9 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Shows a model's figures and returns 0; ends the program with one line if something is missing."""
     demo = DEMOS[args.model]
-    if args.model != MINILM and (args.scheme or args.asymmetric):
+    if args.model != MINILM and (args.scheme or args.activations):
         raise SystemExit(
-            f"ao_arm demo: --scheme and --asymmetric are for {MINILM}: --model {args.model} shows all schemes"
+            f"ao_arm demo: --scheme and --activations are for {MINILM}: --model {args.model} shows all schemes"
         )
     if args.arm64:
         with _in_one_line():

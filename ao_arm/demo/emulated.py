@@ -50,8 +50,8 @@ def _emulated_arguments(args: argparse.Namespace) -> list[str]:
     words = ["-m", "ao_arm", "demo", "--model", args.model]
     if args.scheme:
         words += ["--scheme", args.scheme]
-    if args.asymmetric:
-        words.append("--asymmetric")
+    if args.activations:
+        words += ["--activations", args.activations]
     if args.threads:
         words += ["--threads", str(args.threads)]
     if args.json:

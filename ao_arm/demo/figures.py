@@ -60,12 +60,15 @@ def steps(timing: bool) -> int:
     return 1 + len(MODELS) + (len(BATCHES) if timing else 0)
 
 
-def measure(scheme: str, asymmetric: bool, timing: bool, report: Callable[[str], None]) -> Figures:
-    """Loads, quantizes, compares and times; ``report`` is told each step before it is taken."""
+def measure(scheme: str, mapping: MappingType | None, timing: bool, report: Callable[[str], None]) -> Figures:
+    """Loads, quantizes, compares and times; ``report`` is told each step before it is taken.
+
+    ``mapping`` is that of the activations, or None for the scheme's own.
+    """
     report(f"loading {MODEL}")
     encoder = Encoder()
     row = SCHEMES[scheme]
-    mapping = MappingType.ASYMMETRIC if asymmetric or row.always_asymmetric else MappingType.SYMMETRIC
+    mapping = row.mapping if mapping is None or row.always_asymmetric else mapping
     models: dict[str, torch.nn.Module] = {}
     embeddings: dict[str, Tensor] = {}
     # Neighbours in the list are of one subject, so both halves have all subjects.

@@ -45,15 +45,21 @@ class Scheme:
         ours: with ao_arm.
         torchao: with torchao's own configuration for the same arithmetic.
         calibrated: whether half of the sentences are needed to calibrate with.
+        mapping: of the activations, where none is asked for.
         always_asymmetric: whether activations have zero points in any case.
         least_cosine: a model whose embeddings have a smaller mean cosine to those of fp32 is broken.
     """
 
     ours: Quantize
     torchao: Quantize
+    mapping: MappingType
     calibrated: bool = False
     always_asymmetric: bool = False
     least_cosine: float = 0.98
+
+
+#: Whether torchao's Int8Tensor takes asymmetric activations; torchao 0.16 does not.
+_HAS_ASYMMETRIC = hasattr(torchao.quantization.Int8StaticActivationInt8WeightConfig, "act_quant_zero_point")
 
 
 def _dynamic(config: Callable[[MappingType], AOBaseConfig]) -> Quantize:
@@ -62,7 +68,7 @@ def _dynamic(config: Callable[[MappingType], AOBaseConfig]) -> Quantize:
 
 def _torchao_int8_dynamic(mapping: MappingType) -> AOBaseConfig:
     # Where AffineQuantizedTensor exists, version 1, the default, is made of it; version 2 is torchao 0.18's Int8Tensor.
-    version = {"version": 2} if HAS_AQT else {}
+    version = {"version": 2} if HAS_AQT and (mapping == MappingType.SYMMETRIC or _HAS_ASYMMETRIC) else {}
     return Int8DynamicActivationInt8WeightConfig(act_mapping_type=mapping, set_inductor_config=False, **version)
 
 
@@ -77,8 +83,8 @@ def _ours_int8_static(model: torch.nn.Module, mapping: MappingType, batches: Seq
 @torch.inference_mode()
 def _torchao_int8_static(model: torch.nn.Module, mapping: MappingType, batches: Sequence[Batch]) -> None:
     """Torchao's configuration takes the scale of a layer: from observers of the same kind, on the same batches."""
-    if not hasattr(torchao.quantization, "Int8StaticActivationInt8WeightConfig"):
-        raise NotImplementedError(f"torchao {torchao.__version__} has no Int8StaticActivationInt8WeightConfig")
+    if not _HAS_ASYMMETRIC:
+        raise NotImplementedError(f"torchao {torchao.__version__} has static layers without zero points only")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     observers = {id(layer): make_observer("minmax", mapping, torch.int8) for layer in layers.values()}
     dims: dict[int, int] = {}
@@ -121,10 +127,10 @@ def _torchao_int4(model: torch.nn.Module, mapping: MappingType, batches: Sequenc
 
 
 SCHEMES = {
-    "int8-dynamic": Scheme(_dynamic(acl_int8_dynamic), _dynamic(_torchao_int8_dynamic)),
-    "int8-static": Scheme(_ours_int8_static, _torchao_int8_static, calibrated=True),
+    "int8-dynamic": Scheme(_dynamic(acl_int8_dynamic), _dynamic(_torchao_int8_dynamic), MappingType.ASYMMETRIC),
+    "int8-static": Scheme(_ours_int8_static, _torchao_int8_static, MappingType.SYMMETRIC, calibrated=True),
     # 4 bits cost some 3 percent of the cosine; random embeddings would have one near 0.
-    "int4": Scheme(_ours_int4, _torchao_int4, always_asymmetric=True, least_cosine=0.9),
+    "int4": Scheme(_ours_int4, _torchao_int4, MappingType.ASYMMETRIC, always_asymmetric=True, least_cosine=0.9),
 }
 DEFAULT = "int8-dynamic"
 

@@ -36,7 +36,7 @@ CANDIDATES = {
     "fp32": "fp32 F.linear",
     "torch-per-tensor": "torch quantized.linear_dynamic, per tensor (direct ACL)",
     "ours": "ao_arm, per token x per channel",
-    "ours-asymmetric": "ao_arm, asymmetric activations",
+    "ours-symmetric": "ao_arm, symmetric activations",
     "ours-bf16": "ao_arm, bfloat16 in and out",
     "torch-static-s8": "torch quantized.linear, s8 to s8, per tensor (direct ACL)",
     "torch-static-u8": "torch quantized.linear, u8 to u8, per tensor (direct ACL)",

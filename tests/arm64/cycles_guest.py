@@ -48,15 +48,15 @@ def torch_per_tensor(x: Tensor, weight: Tensor, bias: Tensor) -> Call | None:
     return lambda: dynamic(x, packed, False)
 
 
-def ours(x: Tensor, weight: Tensor, bias: Tensor, mapping: str = "symmetric") -> Call:
+def ours(x: Tensor, weight: Tensor, bias: Tensor, mapping: str = "asymmetric") -> Call:
     import ao_arm
 
     packed = ao_arm.ACLPackedTensor.from_hp(weight, ao_arm.ACLPackedLayout(mapping))
     return lambda: linear(x, packed, bias)
 
 
-def ours_asymmetric(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
-    return ours(x, weight, bias, "asymmetric")
+def ours_symmetric(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
+    return ours(x, weight, bias, "symmetric")
 
 
 def ours_bf16(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
@@ -267,7 +267,7 @@ CANDIDATES: dict[str, Callable[[Tensor, Tensor, Tensor], Call | None]] = {
     "fp32": fp32,
     "torch-per-tensor": torch_per_tensor,
     "ours": ours,
-    "ours-asymmetric": ours_asymmetric,
+    "ours-symmetric": ours_symmetric,
     "ours-bf16": ours_bf16,
     "torch-static-s8": partial(torch_static, dtype=torch.int8, quantized_dtype=torch.qint8),
     "torch-static-u8": partial(torch_static, dtype=torch.uint8, quantized_dtype=torch.quint8),
