@@ -20,11 +20,18 @@ ALLOWED_AO_MODULES.add("ao_arm")
 _MAPPINGS = {MappingType.SYMMETRIC: "symmetric", MappingType.ASYMMETRIC: "asymmetric"}
 _STATIC_DTYPES = {torch.int8: "int8", torch.uint8: "uint8"}
 _STEPS = ("prepare", "convert", None)
+_POLICIES = ("raise", "skip")
 
 
 def _check_version(version: int) -> None:
     if version != 1:
         raise ValueError(f"version must be 1, not {version}: written by a newer ao_arm?")
+
+
+def _check_policy(policy: str, accepted: tuple[str, ...] = _POLICIES) -> None:
+    if policy not in accepted:
+        other = " ('int8' is for 4-bit layers)" if policy == "int8" else ""
+        raise ValueError(f"on_unsupported must be one of {accepted}, not {policy!r}{other}")
 
 
 def _mapping(mapping: MappingType, name: str = "act_mapping_type") -> str:
@@ -58,6 +65,8 @@ class ACLInt8DynamicActivationInt8WeightConfig(AOBaseConfig):
             ``PerTensor()``: one for the whole input.
         weight_granularity: ``PerRow()`` (also written ``PerAxis(0)``): one scale for each output channel; or
             ``PerTensor()``. Weights are symmetric.
+        on_unsupported: what becomes of a layer that cannot be quantized so: "raise" an error that names it, or "skip"
+            it, so that it stays in floats, with a warning; `ao_arm.explain` has the reason.
         version: of the configuration.
 
     Raises:
@@ -67,10 +76,12 @@ class ACLInt8DynamicActivationInt8WeightConfig(AOBaseConfig):
     act_mapping_type: MappingType = MappingType.SYMMETRIC
     act_granularity: Granularity = field(default_factory=PerToken)
     weight_granularity: Granularity = field(default_factory=PerRow)
+    on_unsupported: str = "raise"
     version: int = 1
 
     def __post_init__(self) -> None:
         _check_version(self.version)
+        _check_policy(self.on_unsupported)
         self.layout()
 
     def layout(self) -> ACLPackedLayout:
@@ -90,6 +101,7 @@ def acl_int8_dynamic(
     act_mapping_type: MappingType = MappingType.SYMMETRIC,
     act_granularity: Granularity | None = None,
     weight_granularity: Granularity | None = None,
+    on_unsupported: str = "raise",
 ) -> ACLInt8DynamicActivationInt8WeightConfig:
     """The configuration for ``quantize_``: per-token int8 activations x per-channel int8 weights by default.
 
@@ -99,6 +111,7 @@ def acl_int8_dynamic(
         act_mapping_type,
         PerToken() if act_granularity is None else act_granularity,
         PerRow() if weight_granularity is None else weight_granularity,
+        on_unsupported,
     )
 
 
@@ -118,6 +131,8 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
         weight_granularity: ``PerRow()`` (also written ``PerAxis(0)``) or ``PerTensor()``. Weights are symmetric.
         observer: "minmax" (torchao's ``AffineQuantizedMinMaxObserver``, the default), "moving_average" or "histogram",
             which minimises the error. "convert" may name it as well, but no other than "prepare" did.
+        on_unsupported: what becomes of a layer that cannot be quantized so: "raise" an error that names it, or "skip"
+            it, so that it stays in floats, with a warning; `ao_arm.explain` has the reason.
         version: of the configuration.
 
     Raises:
@@ -131,10 +146,12 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
     act_dtype: torch.dtype = torch.int8
     weight_granularity: Granularity = field(default_factory=PerRow)
     observer: str | None = None
+    on_unsupported: str = "raise"
     version: int = 1
 
     def __post_init__(self) -> None:
         _check_version(self.version)
+        _check_policy(self.on_unsupported)
         self.step = getattr(self.step, "value", self.step)
         if self.step not in _STEPS:
             raise ValueError(f"step must be one of {_STEPS}, not {self.step!r}")
@@ -183,6 +200,7 @@ def acl_int8_static(
     act_dtype: torch.dtype = torch.int8,
     weight_granularity: Granularity | None = None,
     observer: str | None = None,
+    on_unsupported: str = "raise",
 ) -> ACLInt8StaticActivationInt8WeightConfig:
     """The configuration for ``quantize_``: static int8 activations x per-channel int8 weights by default.
 
@@ -196,6 +214,7 @@ def acl_int8_static(
         act_dtype,
         PerRow() if weight_granularity is None else weight_granularity,
         observer,
+        on_unsupported,
     )
 
 
@@ -209,6 +228,9 @@ class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
         weight_mapping_type: ``MappingType.SYMMETRIC``, or ``MappingType.ASYMMETRIC`` for groups with zero points.
         scale_dtype: of the groups' scales, ``torch.bfloat16`` or ``torch.float32``.
         search: whether to search for the scales with the least error, which takes longer.
+        on_unsupported: what becomes of a layer that cannot be quantized so: "raise" an error that names it; "skip"
+            it, so that it stays in floats; or "int8", which gives it what ``fallback`` says, as where no group size
+            fits its k. The last two warn; `ao_arm.explain` has the reason.
         version: of the configuration.
 
     Raises:
@@ -219,10 +241,12 @@ class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
     weight_mapping_type: MappingType = MappingType.SYMMETRIC
     scale_dtype: torch.dtype = torch.bfloat16
     search: bool = False
+    on_unsupported: str = "raise"
     version: int = 1
 
     def __post_init__(self) -> None:
         _check_version(self.version)
+        _check_policy(self.on_unsupported, (*_POLICIES, "int8"))
         if self.group_size is not None and (type(self.group_size) is not int or self.group_size < 1):
             raise ValueError(
                 f"group_size must be a whole number of at least 1, or None for whole rows, not {self.group_size!r}"
@@ -243,15 +267,30 @@ class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
             scale_dtype=str(self.scale_dtype).removeprefix("torch."),
         )
 
+    def fallback(self) -> ACLInt8DynamicActivationInt8WeightConfig:
+        """What ``on_unsupported="int8"`` does instead: the same activations, and int8 weights per channel."""
+        return ACLInt8DynamicActivationInt8WeightConfig(MappingType.ASYMMETRIC)
+
 
 def acl_int4_grouped(
     group_size: int | None = 32,
     weight_mapping_type: MappingType = MappingType.SYMMETRIC,
     scale_dtype: torch.dtype = torch.bfloat16,
     search: bool = False,
+    on_unsupported: str = "raise",
 ) -> ACLInt8DynamicActivationInt4WeightConfig:
     """The configuration for ``quantize_``: per-token int8 activations x 4-bit weights in symmetric groups by default.
 
     For the arguments see `ACLInt8DynamicActivationInt4WeightConfig`.
     """
-    return ACLInt8DynamicActivationInt4WeightConfig(group_size, weight_mapping_type, scale_dtype, search)
+    return ACLInt8DynamicActivationInt4WeightConfig(
+        group_size, weight_mapping_type, scale_dtype, search, on_unsupported
+    )
+
+
+#: All of them.
+CONFIGS = (
+    ACLInt8DynamicActivationInt8WeightConfig,
+    ACLInt8StaticActivationInt8WeightConfig,
+    ACLInt8DynamicActivationInt4WeightConfig,
+)
