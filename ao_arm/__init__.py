@@ -7,7 +7,7 @@ model's layers. ``ACLPackedTensor`` is the weight that a quantized layer holds; 
 elsewhere.
 """
 
-from . import checkpoint, handlers, kernels, passes, reference
+from . import checkpoint, handlers, kernels, passes, qat, reference
 from .affine_quantized import packed_weight_of
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,
@@ -42,6 +42,7 @@ __all__ = [
     "pack_",
     "packed_weight_of",
     "passes",
+    "qat",
     "quantize_",
     "reference",
 ]

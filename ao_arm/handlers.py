@@ -62,7 +62,8 @@ def _qualified_name(parameter_name: str) -> str:
     return parameter_name
 
 
-def _described(module: torch.nn.Module, parameter_name: str) -> str:
+def described(module: torch.nn.Module, parameter_name: str) -> str:
+    """A parameter in words, with its name in the whole model where torchao is at work."""
     name = _qualified_name(parameter_name)
     return f"the parameter '{name}' of {type(module).__name__}({type(module).extra_repr(module)})"
 
@@ -151,7 +152,7 @@ def put_floats(module: torch.nn.Module, parameter_name: str, weight: torch.nn.Pa
 def _handle(module: torch.nn.Module, config: Config, *, parameter_name: str = "weight") -> torch.nn.Module:
     """Torchao hands over a layer at a time: what happens otherwise than was asked for is said of each."""
     weight_of(module, parameter_name)
-    name = _described(module, parameter_name)
+    name = described(module, parameter_name)
     _warn_if_nothing_changes(module, config)
     outcome = quantize_layer(module, parameter_name, config, name)
     if outcome.reason:

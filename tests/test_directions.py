@@ -26,7 +26,7 @@ FLOORS = (
     "calibration checkpoint stock_weights stored_weights",
     "layer_checks",
     "handlers passes stock_modules",
-    "dequantize_model pack_model quantize_model",
+    "dequantize_model pack_model qat quantize_model",
     "explanation",
     "__init__",
     "system",
