@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -134,6 +134,8 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
         on_unsupported: what becomes of a layer that cannot be quantized so: "raise" an error that names it, or "skip"
             it, so that it stays in floats, with a warning; `ao_arm.explain` has the reason.
         version: of the configuration.
+        act_quant_scale, act_quant_zero_point: where torchao's SmoothQuant puts, with ``step="convert"``, what it found
+            of the layer that it hands over next; taken away with that layer.
 
     Raises:
         ValueError: for any other value.
@@ -148,6 +150,8 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
     observer: str | None = None
     on_unsupported: str = "raise"
     version: int = 1
+    act_quant_scale: ClassVar[Tensor | None] = None
+    act_quant_zero_point: ClassVar[Tensor | None] = None
 
     def __post_init__(self) -> None:
         _check_version(self.version)
@@ -190,6 +194,12 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
             "int8_static",
             _STATIC_DTYPES[self.act_dtype],
         )
+
+    def get_act_quant_kwargs(self) -> Any:
+        """How torchao's SmoothQuant is to quantize what a layer saw, once it is smooth."""
+        from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
+
+        return QuantizeTensorToInt8Kwargs(granularity=PerTensor(), mapping_type=self.act_mapping_type)
 
 
 def acl_int8_static(

@@ -154,7 +154,12 @@ def _handle(module: torch.nn.Module, config: Config, *, parameter_name: str = "w
     weight_of(module, parameter_name)
     name = described(module, parameter_name)
     _warn_if_nothing_changes(module, config)
-    outcome = quantize_layer(module, parameter_name, config, name)
+    try:
+        outcome = quantize_layer(module, parameter_name, config, name)
+    finally:  # what SmoothQuant put there is this layer's alone
+        for found in ("act_quant_scale", "act_quant_zero_point"):
+            if found in vars(config):
+                delattr(config, found)
     if outcome.reason:
         warnings.warn(f"{name} {TOLD[outcome.state]}: {outcome.reason}", stacklevel=2)
     return module

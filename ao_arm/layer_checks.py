@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchao.quantization.quant_primitives import MappingType
 
 from . import kernels
 from .affine_quantized import packed_weight_of
@@ -59,7 +60,9 @@ def check_layer(module: torch.nn.Module, parameter_name: str, config: Config) ->
     weight = weight_of(module, parameter_name)
     if packed_weight_of(weight) is None:
         if (source := source_of(weight)) is not None:
-            raise ValueError(f"it is quantized already, by {source}: ao_arm.pack_(model) takes it over")
+            raise ValueError(
+                f"it is quantized already, by {source}: ao_arm.pack_(model) takes it over, or says why not"
+            )
         check_weight(weight)
     n, k = weight.shape
     _check_shape(n, k, layout_of(config, k))
@@ -99,6 +102,8 @@ def act_quantization(module: torch.nn.Module, config: Config) -> tuple[Tensor | 
     if config.step is None:
         scale = torch.tensor([config.act_scale], dtype=torch.float32)
         return scale, torch.tensor([config.act_zero_point], dtype=config.act_dtype)
+    if config.act_quant_scale is not None:
+        return _found_by_torchao(config)
     observer = observer_of(module)
     if observer is None:
         missing = "it has no observer: quantize_ with step='prepare' and calibrate before step='convert'"
@@ -114,6 +119,23 @@ def act_quantization(module: torch.nn.Module, config: Config) -> tuple[Tensor | 
             f"{config.act_mapping_type} {config.act_dtype}: give both steps the same"
         )
     return observed_quantization(observer, config.act_dtype)
+
+
+def _found_by_torchao(config: ACLInt8StaticActivationInt8WeightConfig) -> tuple[Tensor, Tensor]:
+    """What SmoothQuant observed of one layer. torchao's activations are int8: uint8 ones are the same, 128 higher."""
+    assert config.act_quant_scale is not None
+    scale, zero_point = config.act_quant_scale.detach().reshape(-1).float(), config.act_quant_zero_point
+    if scale.numel() != 1 or not bool((scale.isfinite() & (scale > 0)).all()):
+        raise ValueError(f"SmoothQuant saw activations of the scale {scale.tolist()}: calibrate with finite inputs")
+    if config.act_mapping_type == MappingType.SYMMETRIC:
+        return scale, torch.zeros(1, dtype=config.act_dtype)
+    if zero_point is None:
+        raise NotImplementedError(
+            "this torchao's SmoothQuant finds no zero points: take act_mapping_type=MappingType.SYMMETRIC, or torchao "
+            ">= 0.17"
+        )
+    shift = 128 if config.act_dtype == torch.uint8 else 0
+    return scale, (zero_point.reshape(1).to(torch.int32) + shift).to(config.act_dtype)
 
 
 def has_scheme(packed: ACLPackedTensor, config: Config) -> bool:
