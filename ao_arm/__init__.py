@@ -1,12 +1,13 @@
 """Fast and dependable int8 and 4-bit linear layers for PyTorch on Arm CPUs, as a torchao plugin.
 
 ``acl_int8_dynamic``, ``acl_int8_static`` and ``acl_int4_grouped`` make configurations for
-``torchao.quantization.quantize_``, ``pack_`` takes over what torchao or torch.ao quantized already, and ``explain``
-tells what became of a model's layers. ``ACLPackedTensor`` is the weight that a quantized layer holds; its
-``from_plain`` takes integers from elsewhere.
+``torchao.quantization.quantize_``, and for ``quantize_``, which checks the whole model first. ``dequantize_`` gives
+floats back. ``pack_`` takes over what torchao or torch.ao quantized already, and ``explain`` tells what became of a
+model's layers. ``ACLPackedTensor`` is the weight that a quantized layer holds; its ``from_plain`` takes integers from
+elsewhere.
 """
 
-from . import checkpoint, handlers, kernels, passes, reference
+from . import checkpoint, handlers, kernels, passes, qat, reference
 from .affine_quantized import packed_weight_of
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,
@@ -16,9 +17,11 @@ from .config import (
     acl_int8_dynamic,
     acl_int8_static,
 )
+from .dequantize_model import dequantize_
 from .explanation import explain
 from .layout import ACLPackedLayout
 from .pack_model import pack_
+from .quantize_model import quantize_
 from .tensor import ACLPackedTensor
 
 __version__ = "0.1.0"
@@ -32,11 +35,14 @@ __all__ = [
     "acl_int8_dynamic",
     "acl_int8_static",
     "checkpoint",
+    "dequantize_",
     "explain",
     "handlers",
     "kernels",
     "pack_",
     "packed_weight_of",
     "passes",
+    "qat",
+    "quantize_",
     "reference",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,11 +20,18 @@ ALLOWED_AO_MODULES.add("ao_arm")
 _MAPPINGS = {MappingType.SYMMETRIC: "symmetric", MappingType.ASYMMETRIC: "asymmetric"}
 _STATIC_DTYPES = {torch.int8: "int8", torch.uint8: "uint8"}
 _STEPS = ("prepare", "convert", None)
+_POLICIES = ("raise", "skip")
 
 
 def _check_version(version: int) -> None:
     if version != 1:
         raise ValueError(f"version must be 1, not {version}: written by a newer ao_arm?")
+
+
+def _check_policy(policy: str, accepted: tuple[str, ...] = _POLICIES) -> None:
+    if policy not in accepted:
+        other = " ('int8' is for 4-bit layers)" if policy == "int8" else ""
+        raise ValueError(f"on_unsupported must be one of {accepted}, not {policy!r}{other}")
 
 
 def _mapping(mapping: MappingType, name: str = "act_mapping_type") -> str:
@@ -62,6 +69,8 @@ class ACLInt8DynamicActivationInt8WeightConfig(AOBaseConfig):
             ``PerTensor()``: one for the whole input.
         weight_granularity: ``PerRow()`` (also written ``PerAxis(0)``): one scale for each output channel; or
             ``PerTensor()``. Weights are symmetric.
+        on_unsupported: what becomes of a layer that cannot be quantized so: "raise" an error that names it, or "skip"
+            it, so that it stays in floats, with a warning; `ao_arm.explain` has the reason.
         version: of the configuration.
 
     Raises:
@@ -71,10 +80,12 @@ class ACLInt8DynamicActivationInt8WeightConfig(AOBaseConfig):
     act_mapping_type: MappingType = MappingType.ASYMMETRIC
     act_granularity: Granularity = field(default_factory=PerToken)
     weight_granularity: Granularity = field(default_factory=PerRow)
+    on_unsupported: str = "raise"
     version: int = 1
 
     def __post_init__(self) -> None:
         _check_version(self.version)
+        _check_policy(self.on_unsupported)
         self.layout()
 
     def layout(self) -> ACLPackedLayout:
@@ -94,6 +105,7 @@ def acl_int8_dynamic(
     act_mapping_type: MappingType = MappingType.ASYMMETRIC,
     act_granularity: Granularity | None = None,
     weight_granularity: Granularity | None = None,
+    on_unsupported: str = "raise",
 ) -> ACLInt8DynamicActivationInt8WeightConfig:
     """The configuration for ``quantize_``: asymmetric per-token int8 activations x per-channel int8 weights by default.
 
@@ -103,6 +115,7 @@ def acl_int8_dynamic(
         act_mapping_type,
         PerToken() if act_granularity is None else act_granularity,
         PerRow() if weight_granularity is None else weight_granularity,
+        on_unsupported,
     )
 
 
@@ -123,7 +136,11 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
         observer: "minmax" (the whole range, the default), "histogram", which minimises the error, or "moving_average",
             the only one for which the order of batches matters. "convert" may name it as well, but no other than
             "prepare" did.
+        on_unsupported: what becomes of a layer that cannot be quantized so: "raise" an error that names it, or "skip"
+            it, so that it stays in floats, with a warning; `ao_arm.explain` has the reason.
         version: of the configuration.
+        act_quant_scale, act_quant_zero_point: where torchao's SmoothQuant puts, with ``step="convert"``, what it found
+            of the layer that it hands over next; taken away with that layer.
 
     Raises:
         ValueError: for any other value.
@@ -136,10 +153,14 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
     act_dtype: torch.dtype = torch.int8
     weight_granularity: Granularity = field(default_factory=PerRow)
     observer: str | None = None
+    on_unsupported: str = "raise"
     version: int = 1
+    act_quant_scale: ClassVar[Tensor | None] = None
+    act_quant_zero_point: ClassVar[Tensor | None] = None
 
     def __post_init__(self) -> None:
         _check_version(self.version)
+        _check_policy(self.on_unsupported)
         self.step = getattr(self.step, "value", self.step)
         if self.step not in _STEPS:
             raise ValueError(f"step must be one of {_STEPS}, not {self.step!r}")
@@ -179,6 +200,12 @@ class ACLInt8StaticActivationInt8WeightConfig(AOBaseConfig):
             _STATIC_DTYPES[self.act_dtype],
         )
 
+    def get_act_quant_kwargs(self) -> Any:
+        """How torchao's SmoothQuant is to quantize what a layer saw, once it is smooth."""
+        from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
+
+        return QuantizeTensorToInt8Kwargs(granularity=PerTensor(), mapping_type=self.act_mapping_type)
+
 
 def acl_int8_static(
     step: str | None = None,
@@ -188,6 +215,7 @@ def acl_int8_static(
     act_dtype: torch.dtype = torch.int8,
     weight_granularity: Granularity | None = None,
     observer: str | None = None,
+    on_unsupported: str = "raise",
 ) -> ACLInt8StaticActivationInt8WeightConfig:
     """The configuration for ``quantize_``: static int8 activations x per-channel int8 weights by default.
 
@@ -201,6 +229,7 @@ def acl_int8_static(
         act_dtype,
         PerRow() if weight_granularity is None else weight_granularity,
         observer,
+        on_unsupported,
     )
 
 
@@ -214,6 +243,9 @@ class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
         weight_mapping_type: ``MappingType.SYMMETRIC``, or ``MappingType.ASYMMETRIC`` for groups with zero points.
         scale_dtype: of the groups' scales, ``torch.bfloat16`` or ``torch.float32``.
         search: whether to search for the scales with the least error, which takes longer.
+        on_unsupported: what becomes of a layer that cannot be quantized so: "raise" an error that names it; "skip"
+            it, so that it stays in floats; or "int8", which gives it what ``fallback`` says, as where no group size
+            fits its k. The last two warn; `ao_arm.explain` has the reason.
         version: of the configuration.
 
     Raises:
@@ -224,10 +256,12 @@ class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
     weight_mapping_type: MappingType = MappingType.SYMMETRIC
     scale_dtype: torch.dtype = torch.bfloat16
     search: bool = False
+    on_unsupported: str = "raise"
     version: int = 1
 
     def __post_init__(self) -> None:
         _check_version(self.version)
+        _check_policy(self.on_unsupported, (*_POLICIES, "int8"))
         if self.group_size is not None and (type(self.group_size) is not int or self.group_size < 1):
             raise ValueError(
                 f"group_size must be a whole number of at least 1, or None for whole rows, not {self.group_size!r}"
@@ -248,15 +282,30 @@ class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
             scale_dtype=str(self.scale_dtype).removeprefix("torch."),
         )
 
+    def fallback(self) -> ACLInt8DynamicActivationInt8WeightConfig:
+        """What ``on_unsupported="int8"`` does instead: the same activations, and int8 weights per channel."""
+        return ACLInt8DynamicActivationInt8WeightConfig(MappingType.ASYMMETRIC)
+
 
 def acl_int4_grouped(
     group_size: int | None = 32,
     weight_mapping_type: MappingType = MappingType.SYMMETRIC,
     scale_dtype: torch.dtype = torch.bfloat16,
     search: bool = False,
+    on_unsupported: str = "raise",
 ) -> ACLInt8DynamicActivationInt4WeightConfig:
     """The configuration for ``quantize_``: per-token int8 activations x 4-bit weights in symmetric groups by default.
 
     For the arguments see `ACLInt8DynamicActivationInt4WeightConfig`.
     """
-    return ACLInt8DynamicActivationInt4WeightConfig(group_size, weight_mapping_type, scale_dtype, search)
+    return ACLInt8DynamicActivationInt4WeightConfig(
+        group_size, weight_mapping_type, scale_dtype, search, on_unsupported
+    )
+
+
+#: All of them.
+CONFIGS = (
+    ACLInt8DynamicActivationInt8WeightConfig,
+    ACLInt8StaticActivationInt8WeightConfig,
+    ACLInt8DynamicActivationInt4WeightConfig,
+)

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from . import _ops, kernels, stock_modules, text_table
 from .affine_quantized import packed_weight_of
 from .calibration import observer_of
+from .outcomes import noted_reason
 from .pack_model import Found, find
 from .passes.constants import Constants, constants_of_program
 from .passes.fusion import quantized_layers
@@ -32,7 +33,8 @@ class LayerExplanation:
         kernel: the kernel's id, or "torch" for layers that are not quantized by ao_arm.
         packing_format: how the kernel arranged the weight.
         rejected: for each kernel that could not be taken, its reasons.
-        reason: of a layer that another tool quantized: why ``pack_``, or a pass, would leave it.
+        reason: of a layer that another tool quantized: why ``pack_``, or a pass, would leave it. Of one that
+            ``on_unsupported`` left in floats, or gave int8 weights: why.
     """
 
     name: str
@@ -94,13 +96,14 @@ def _of_module(module: torch.nn.Module, name: str, stock: dict[str, Found]) -> I
         packed = packed_weight_of(parameter)
         if packed is not None:
             scheme = module.scheme if isinstance(module, stock_modules.PackedEagerLinear) else packed.scheme
-            yield _served(full_name, scheme, packed.problem, packed._info())
+            yield _served(full_name, scheme, packed.problem, packed._info(), noted_reason(module, parameter_name))
         elif full_name in stock:
             yield from _of_stock(full_name, stock[full_name])
         elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
             n, k = parameter.shape
             state = "not quantized" if observer_of(module) is None else "prepared, not converted"
-            yield LayerExplanation(full_name, (n, k), f"{state} ({parameter.dtype})", "torch")
+            scheme = f"{state} ({parameter.dtype})"
+            yield LayerExplanation(full_name, (n, k), scheme, "torch", reason=noted_reason(module, parameter_name))
 
 
 def _of_stock(name: str, found: Found) -> list[LayerExplanation]:
@@ -142,6 +145,8 @@ def _of_op(layer: ServedLayer, prefix: str) -> LayerExplanation:
     return _served(name, layer.scheme.format(weights=weights), problem, info)
 
 
-def _served(name: str, scheme: str, problem: kernels.Problem, info: dict[str, Any]) -> LayerExplanation:
+def _served(
+    name: str, scheme: str, problem: kernels.Problem, info: dict[str, Any], reason: str = ""
+) -> LayerExplanation:
     rejected = {kernel.id: kernel.reasons for kernel in kernels.list(*problem) if kernel.reasons}
-    return LayerExplanation(name, problem[:2], scheme, info["kernel"], info["packing_format"], rejected)
+    return LayerExplanation(name, problem[:2], scheme, info["kernel"], info["packing_format"], rejected, reason)

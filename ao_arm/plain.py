@@ -24,7 +24,7 @@ class Plain:
 
     Attributes:
         qdata: (n, k) int8; in [-8, 7] if the weight has 4 bits.
-        scale: (n,) float32; (n, k / group_size) float32 or bfloat16 if the weight has 4 bits.
+        scale: (n,) or, per tensor, (1,) float32; (n, k / group_size) float32 or bfloat16 if the weight has 4 bits.
         zero_point: (n, k / group_size) int8 in [-8, 7] if the weight has 4 bits and is asymmetric, else None.
     """
 
@@ -42,7 +42,7 @@ class Plain:
     def dequantized(self) -> Tensor:
         """``(q - zero_point) * scale``, (n, k) float32."""
         n, k = self.qdata.shape
-        scale = self.scale.to(torch.float32).view(n, -1, 1)
+        scale = self.scale.to(torch.float32).view(self.scale.shape[0], -1, 1)
         groups = self.qdata.to(torch.float32).view(n, scale.shape[1], -1)
         if self.zero_point is not None:
             groups = groups - self.zero_point[..., None].to(torch.float32)

@@ -113,6 +113,15 @@ def check_weight(weight: Tensor) -> None:
         raise ValueError(f"it must be a matrix (n, k) with n and k of at least 1, not of shape {tuple(weight.shape)}")
 
 
+def check_finite(weight: Tensor) -> None:
+    """Raises ``ValueError`` if a float weight (n, k) holds NaN or infinity; names the first one."""
+    weight = weight.detach()
+    rows = max(1, _CHUNK // weight.shape[1])
+    for begin in range(0, weight.shape[0], rows):
+        part = weight[begin : begin + rows]
+        _check_finite(part, part.abs().amax(dim=1), begin)
+
+
 def check_group_size(k: int, group_size: int) -> None:
     """Raises ``ValueError`` unless groups of this size divide rows of k values; names the nearest sizes that do."""
     if k % group_size == 0:

@@ -27,6 +27,10 @@ _FLOAT_ACTIVATIONS = (
     "its activations are floats, and ao_arm's are int8: quantize the float model with ao_arm.acl_int8_dynamic() or "
     "ao_arm.acl_int4_grouped()"
 )
+_GPTQ = (
+    "torchao's GPTQ observes it, which converts on CUDA and to weights with float activations only: take torchao's "
+    "AWQConfig or SmoothQuantConfig around ao_arm's configurations, or acl_int4_grouped(search=True)"
+)
 _OTHER_FORMAT = "its integers are packed for another library's kernel: quantize with the plain packing format"
 
 
@@ -277,4 +281,5 @@ _REASONS = {
     "Int4OpaqueTensor": _OTHER_FORMAT,
     "IntxOpaqueTensor": _OTHER_FORMAT,
     "Int8LutTensor": _OTHER_FORMAT,
+    "GPTQObserverTensor": _GPTQ,
 }

@@ -1,10 +1,11 @@
-"""SmoothQuant, which multiplies activations before they are quantized."""
+"""SmoothQuant and AWQ, which multiply activations before they are quantized."""
 
 import copy
 
 import cases
 import pytest
 import torch
+import torchao
 from models import (
     GROUPED,
     K,
@@ -14,7 +15,8 @@ from models import (
     quantize,
     quantized_layers,
 )
-from torchao.quantization import quantize_
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import MappingType, quantize_
 
 import ao_arm
 
@@ -78,3 +80,84 @@ def test_smoothquant_of_static_layers() -> None:
     assert cases.sqnr(exact, layer(x)) > cases.sqnr(exact, plain(x)) + 3
     copied = copy.deepcopy(layer)
     assert cases.same_bits(copied(x), layer(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=cases.name_of)
+@pytest.mark.parametrize("mapping", [MappingType.SYMMETRIC, MappingType.ASYMMETRIC], ids=lambda mapping: mapping.name)
+def test_smoothquant_calibrates_static_layers(mapping: MappingType, dtype: torch.dtype) -> None:
+    """Each layer gets the scale of its own inputs, after the pre-scale."""
+    smoothquant = pytest.importorskip("torchao.prototype.smoothquant")
+    if (mapping, dtype) == (MappingType.SYMMETRIC, torch.uint8):
+        with pytest.raises(ValueError, match="uint8 activations have a zero point"):
+            ao_arm.acl_int8_static("convert", None, None, mapping, dtype)
+        return
+    model, outliers = float_model(), torch.ones(K)
+    outliers[::16] = 60.0
+    calibration, x = (torch.randn(1024, K).clamp(-3, 2) * outliers for _ in range(2))
+    exact, hidden = model[0](x), model[:2](calibration)
+    plain = copy.deepcopy(model)
+    for step in ("prepare", "convert"):
+        quantize_(plain, ao_arm.acl_int8_static(step, None, None, mapping, dtype))
+        plain(calibration)
+    config = ao_arm.acl_int8_static("convert", None, None, mapping, dtype)
+    before = copy.deepcopy(vars(config))
+    biases = [layer.bias.clone() for layer in (model[0], model[2])]
+    quantize_(model, smoothquant.SmoothQuantConfig(base_config=config, step="prepare"))
+    for observed, inputs in ((model[0], calibration), (model[2], hidden)):
+        observed(inputs)
+    if mapping == MappingType.ASYMMETRIC and "0.16" in torchao.__version__:
+        with pytest.raises(NotImplementedError, match="this torchao's SmoothQuant finds no zero points"):
+            quantize_(model, smoothquant.SmoothQuantConfig(base_config=config, step="convert"))
+        return
+    quantize_(model, smoothquant.SmoothQuantConfig(base_config=config, step="convert"))
+    assert quantized_layers(model) == ["0", "2"] and vars(config) == before
+    for layer, inputs, bias in ((model[0], calibration, biases[0]), (model[2], hidden, biases[1])):
+        packed = cases.packed_in(layer)
+        assert packed.get_layout() == config.layout() and torch.equal(layer.bias, bias)
+        smooth = inputs * packed.act_pre_scale
+        if mapping == MappingType.SYMMETRIC:
+            torch.testing.assert_close(packed.act_scale, smooth.abs().max().reshape(1) / 127.5)
+        else:
+            low, high = min(float(smooth.min()), 0.0), max(float(smooth.max()), 0.0)
+            least = torch.iinfo(dtype).min
+            torch.testing.assert_close(packed.act_scale, torch.tensor([(high - low) / 255]))
+            assert abs(float(packed.act_zero_point) - (least - low / float(packed.act_scale))) <= 1
+        assert cases.same_bits(layer(inputs), cases.by_reference(smooth, packed, layer.bias))
+    assert cases.sqnr(exact, model[0](x)) > cases.sqnr(exact, plain[0](x)) + 3
+    with pytest.raises(ValueError, match="it has no observer"):  # nothing of SmoothQuant's is left for other models
+        quantize_(torch.nn.Sequential(torch.nn.Linear(K, N)), config)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [ao_arm.acl_int4_grouped(), ao_arm.acl_int8_dynamic()], ids=["grouped", "dynamic"])
+def test_awq(config: AOBaseConfig) -> None:
+    """torchao's search tries our layers, and the best factors become the weight's pre-scale."""
+    awq = pytest.importorskip("torchao.prototype.awq")
+    model = torch.nn.Sequential(torch.nn.Linear(K, N))
+    calibration, x = (torch.randn(64, K) * torch.logspace(-1.5, 1.5, K) for _ in range(2))
+    exact, plain = model(x), copy.deepcopy(model)
+    quantize_(plain, config)
+    quantize_(model, awq.AWQConfig(config, step="prepare"))
+    model(calibration)
+    quantize_(model, awq.AWQConfig(config, step="convert"))
+    packed = cases.packed_in(model[0])
+    assert packed.act_pre_scale is not None
+    cases.assert_by_reference(model(x), x * packed.act_pre_scale, packed, model[0].bias)
+    assert cases.sqnr(exact, model(x)) > cases.sqnr(exact, plain(x)) + 0.2
+    assert_same_results(copy.deepcopy(model), model)
+
+
+@torch.no_grad()
+def test_gptq_is_refused_by_name() -> None:
+    """torchao's converts on CUDA only, and to its own weights."""
+    observer = pytest.importorskip("torchao.prototype.gptq.observer")
+    model = torch.nn.Sequential(torch.nn.Linear(K, N))
+    model[0].weight = torch.nn.Parameter(observer.GPTQObserverTensor.from_hp(model[0].weight), requires_grad=False)
+    message = (
+        r"quantized already, by torchao's GPTQObserverTensor: ao_arm.pack_\(model\) takes it over, or says why not"
+    )
+    with pytest.raises(ValueError, match=message):
+        quantize_(model, ao_arm.acl_int4_grouped())
+    (left,) = ao_arm.pack_(model).left
+    assert left.reason.startswith("torchao's GPTQ observes it, which converts on CUDA")

@@ -122,3 +122,40 @@ def test_what_transformers_loads_with_torchaos_configurations_is_packed(
             layer = quantized.get_submodule(name)
             tolerance = stock.SAME_INTEGERS if bits == 8 else stock.FLOAT_PRODUCT
             stock.assert_near(layer(x), expected, tolerance, layer.bias, name)
+
+
+SCHEMES_BY_NAME: dict[str, dict[str, AOBaseConfig | None]] = {
+    "the default, but for one": {"encoder.layer.1.output.dense": None, "_default": ao_arm.acl_int8_dynamic()},
+    "modules, parameters and patterns": {
+        r"re:.*attention\.self\.(query|key|value)": ao_arm.acl_int8_dynamic(),
+        "encoder.layer.0.intermediate.dense": ao_arm.acl_int8_static(act_scale=0.05),
+        "pooler.dense.weight": ao_arm.acl_int4_grouped(),
+        r"re:encoder\.layer\.1\.output\.dense\..*": ao_arm.acl_int4_grouped(on_unsupported="int8"),
+    },
+}
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Config Deprecation", "ignore:.*has int8 weights and not 4-bit ones")
+@pytest.mark.parametrize("choice", SCHEMES_BY_NAME)
+def test_names_of_modules_parameters_and_a_default(choice: str, tmp_path: Path) -> None:
+    """As `ao_arm.quantize_` and torchao do; biases are passed over."""
+    transformers = pytest.importorskip("transformers")
+    tokens, names = torch.arange(10)[None], OrderedDict(SCHEMES_BY_NAME[choice])
+    sizes = dict(hidden_size=64, intermediate_size=100, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "floats")
+
+    def loaded(folder: str, **arguments: Any) -> torch.nn.Module:
+        return transformers.AutoModel.from_pretrained(tmp_path / folder, dtype=torch.float32, **arguments).eval()
+
+    by_transformers = loaded("floats", quantization_config=transformers.TorchAoConfig(FqnToConfig(names)))
+    by_us, by_torchao = loaded("floats"), loaded("floats")
+    ao_arm.quantize_(by_us, FqnToConfig(names))
+    quantize_(by_torchao, FqnToConfig(names), filter_fn=None)
+    assert len(quantized_layers(by_us)) == {"the default, but for one": 12}.get(choice, 9)
+    by_transformers.save_pretrained(tmp_path / "quantized")
+    expected = by_us(tokens).last_hidden_state
+    for model in (by_transformers, by_torchao, loaded("quantized")):
+        assert quantized_layers(model) == quantized_layers(by_us)
+        assert cases.same_bits(model(tokens).last_hidden_state, expected)
+        assert all(value.is_floating_point() for name, value in model.named_parameters() if name.endswith("bias"))

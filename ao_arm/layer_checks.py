@@ -1,0 +1,162 @@
+"""Whether a configuration can be applied to a layer, and whether it was."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchao.quantization.quant_primitives import MappingType
+
+from . import kernels
+from .affine_quantized import packed_weight_of
+from .calibration import observer_of
+from .config import (
+    ACLInt8DynamicActivationInt4WeightConfig,
+    ACLInt8DynamicActivationInt8WeightConfig,
+    ACLInt8StaticActivationInt8WeightConfig,
+)
+from .layout import ACLPackedLayout
+from .observers import name_of, observed_quantization
+from .outcomes import noted_reason
+from .packing import problem_of
+from .quantize import check_finite, check_group_size, check_weight
+from .stock_weights import source_of
+from .tensor import ACLPackedTensor
+
+Config = (
+    ACLInt8DynamicActivationInt8WeightConfig
+    | ACLInt8StaticActivationInt8WeightConfig
+    | ACLInt8DynamicActivationInt4WeightConfig
+)
+
+
+def weight_of(module: torch.nn.Module, parameter_name: str) -> Tensor:
+    """The parameter that a configuration is for.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    weight = getattr(module, parameter_name, None)
+    if not isinstance(weight, torch.Tensor):
+        raise ValueError(
+            f"{type(module).__name__}({module.extra_repr()}) has no parameter '{parameter_name}' to quantize: choose "
+            "linear layers, with filter_fn or by the names in FqnToConfig"
+        )
+    return weight
+
+
+def layout_of(config: Config, k: int) -> ACLPackedLayout:
+    """What a configuration makes of a weight with rows of k values."""
+    if isinstance(config, ACLInt8DynamicActivationInt4WeightConfig):
+        return config.layout(k)
+    return config.layout()
+
+
+def check_layer(module: torch.nn.Module, parameter_name: str, config: Config) -> None:
+    """Raises what quantizing a layer would, but for values and observations that do not do; changes nothing.
+
+    Raises:
+        ValueError, NotImplementedError: why ``config`` cannot be applied.
+    """
+    weight = weight_of(module, parameter_name)
+    if packed_weight_of(weight) is None:
+        if (source := source_of(weight)) is not None:
+            raise ValueError(
+                f"it is quantized already, by {source}: ao_arm.pack_(model) takes it over, or says why not"
+            )
+        check_weight(weight)
+    n, k = weight.shape
+    _check_shape(n, k, layout_of(config, k))
+    if not isinstance(config, ACLInt8StaticActivationInt8WeightConfig) or config.step != "prepare":
+        return
+    if not isinstance(module, torch.nn.Linear) or parameter_name != "weight":
+        raise NotImplementedError(
+            "it cannot be calibrated: only the weights of nn.Linear layers can, which multiply their input. Give its "
+            "act_scale in one shot, or leave it out"
+        )
+
+
+def unsupported_error(
+    module: torch.nn.Module, parameter_name: str, config: Config
+) -> ValueError | NotImplementedError | None:
+    """Why a configuration cannot be applied to a layer, as the error that says so; None if it can. Changes nothing."""
+    try:
+        check_layer(module, parameter_name, config)
+        if not isinstance(config, ACLInt8StaticActivationInt8WeightConfig) or config.step != "prepare":
+            act_quantization(module, config)
+        weight = weight_of(module, parameter_name)
+        if packed_weight_of(weight) is None:
+            check_finite(weight)
+    except (ValueError, NotImplementedError) as error:
+        return error
+    return None
+
+
+def act_quantization(module: torch.nn.Module, config: Config) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and zero point of static activations, (1,) each, as given or as observed; None of dynamic ones.
+
+    Raises:
+        ValueError: if a layer was not observed, or not as the configuration says.
+    """
+    if not isinstance(config, ACLInt8StaticActivationInt8WeightConfig):
+        return None, None
+    if config.step is None:
+        scale = torch.tensor([config.act_scale], dtype=torch.float32)
+        return scale, torch.tensor([config.act_zero_point], dtype=config.act_dtype)
+    if config.act_quant_scale is not None:
+        return _found_by_torchao(config)
+    observer = observer_of(module)
+    if observer is None:
+        missing = "it has no observer: quantize_ with step='prepare' and calibrate before step='convert'"
+        raise ValueError(noted_reason(module, "weight") or missing)
+    if config.observer not in (None, name_of(observer)):
+        raise ValueError(
+            f"it was prepared with the observer {name_of(observer)!r}, not {config.observer!r}: give both steps "
+            "the same, or only step='prepare'"
+        )
+    if (observer.mapping_type, observer.target_dtype) != (config.act_mapping_type, config.act_dtype):
+        raise ValueError(
+            f"it was prepared for {observer.mapping_type} {observer.target_dtype} activations, not for "
+            f"{config.act_mapping_type} {config.act_dtype}: give both steps the same"
+        )
+    return observed_quantization(observer, config.act_dtype)
+
+
+def _found_by_torchao(config: ACLInt8StaticActivationInt8WeightConfig) -> tuple[Tensor, Tensor]:
+    """What SmoothQuant observed of one layer. torchao's activations are int8: uint8 ones are the same, 128 higher."""
+    assert config.act_quant_scale is not None
+    scale, zero_point = config.act_quant_scale.detach().reshape(-1).float(), config.act_quant_zero_point
+    if scale.numel() != 1 or not bool((scale.isfinite() & (scale > 0)).all()):
+        raise ValueError(f"SmoothQuant saw activations of the scale {scale.tolist()}: calibrate with finite inputs")
+    if config.act_mapping_type == MappingType.SYMMETRIC:
+        return scale, torch.zeros(1, dtype=config.act_dtype)
+    if zero_point is None:
+        raise NotImplementedError(
+            "this torchao's SmoothQuant finds no zero points: take act_mapping_type=MappingType.SYMMETRIC, or torchao "
+            ">= 0.17"
+        )
+    shift = 128 if config.act_dtype == torch.uint8 else 0
+    return scale, (zero_point.reshape(1).to(torch.int32) + shift).to(config.act_dtype)
+
+
+def has_scheme(packed: ACLPackedTensor, config: Config) -> bool:
+    """Whether a packed weight is what a configuration would make of it, its policy included."""
+    n, k = packed.weight_shape
+    layout = layout_of(config, k)
+    if isinstance(config, ACLInt8DynamicActivationInt4WeightConfig) and config.on_unsupported == "int8":
+        try:
+            _check_shape(n, k, layout)
+        except ValueError:
+            layout = config.fallback().layout()
+    given = isinstance(config, ACLInt8StaticActivationInt8WeightConfig) and config.step is None
+    if given and packed.act_scale is not None:
+        scale, zero_point = act_quantization(torch.nn.Module(), config)
+        assert scale is not None and zero_point is not None
+        if packed.act_quantization != [float(scale), int(zero_point)]:
+            return False
+    return packed.get_layout() == layout
+
+
+def _check_shape(n: int, k: int, layout: ACLPackedLayout) -> None:
+    if layout.is_grouped:
+        check_group_size(k, layout.group_size)
+    kernels.select(*problem_of(n, k, layout))
