@@ -18,6 +18,7 @@ from .config import (
 )
 from .explanation import explain
 from .layout import ACLPackedLayout
+from .module_weights import quantizable
 from .pack_model import pack_
 from .tensor import ACLPackedTensor
 
@@ -38,5 +39,6 @@ __all__ = [
     "pack_",
     "packed_weight_of",
     "passes",
+    "quantizable",
     "reference",
 ]

@@ -35,7 +35,7 @@ _Reduced = tuple[Callable[..., Tensor], tuple[dict[str, Any]]]
 
 def reduce_packed(packed: ACLPackedTensor) -> _Reduced:
     """Pickles a bare tensor as a call of ``rebuild``; where there is no AffineQuantizedTensor models hold such ones."""
-    return _reduce(packed, is_weight=not HAS_AQT and not packed.transposed, is_param=hasattr(packed, "_is_param"))
+    return _reduce(packed, is_weight=not HAS_AQT, is_param=hasattr(packed, "_is_param"))
 
 
 def _reduce_affine(weight: Any) -> _Reduced:
@@ -105,7 +105,8 @@ def rebuild(state: dict[str, Any]) -> Tensor:
         act_zero_point,
         zero_point,
     )
-    made = packed.t() if state["transposed"] else as_weight(packed) if state["is_weight"] else packed
+    packed = packed.t() if state["transposed"] else packed
+    made = as_weight(packed) if state["is_weight"] else packed
     return _marked(made, state["is_param"])
 
 
@@ -124,7 +125,7 @@ def _share(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
         raise TypeError(f"not a packed weight: {type(tensor)}")
     names, attributes = packed.__tensor_flatten__()
     inner = {name: getattr(packed, name) for name in names}
-    is_affine = tensor is not packed and not packed.transposed
+    is_affine = tensor is not packed
     return _from_shared, (inner, attributes, is_affine, hasattr(tensor, "_is_param"))
 
 
@@ -133,14 +134,17 @@ def _from_shared(inner: dict[str, Tensor], attributes: dict[str, Any], is_affine
     return _marked(as_weight(packed) if is_affine else packed, is_param)
 
 
-def _weight_from_plain(*, act_quantization: list[float] | None = None, **contents: Any) -> Tensor:
+def _weight_from_plain(
+    *, act_quantization: list[float] | None = None, transposed: bool = False, **contents: Any
+) -> Tensor:
     """What torchao's safetensors support calls with the stored contents."""
     if act_quantization is not None:
         scale, zero_point = act_quantization
         device, dtype = contents["qdata"].device, getattr(torch, contents["_layout"].activation_dtype)
         contents["act_scale"] = torch.tensor([scale], dtype=torch.float32, device=device)
         contents["act_zero_point"] = torch.tensor([zero_point], dtype=dtype, device=device)
-    return as_weight(ACLPackedTensor(**contents))
+    packed = ACLPackedTensor(**contents)
+    return as_weight(packed.t() if transposed else packed)
 
 
 def _register_safetensors(utilities: ModuleType) -> None:

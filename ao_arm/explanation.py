@@ -14,6 +14,8 @@ from torch.fx import GraphModule
 from . import _ops, kernels, stock_modules, text_table
 from .affine_quantized import packed_weight_of
 from .calibration import observer_of
+from .coverage import Coverage, coverage_of
+from .module_weights import ModuleWeight, shape_of, weights_of
 from .pack_model import Found, find
 from .passes.constants import Constants, constants_of_program
 from .passes.fusion import quantized_layers
@@ -45,9 +47,18 @@ class LayerExplanation:
 
 
 class Explanation(tuple[LayerExplanation, ...]):
-    """The layers of a model; prints as a table."""
+    """The layers of a model; prints as what share of it is quantized and what holds the rest, and a table.
+
+    Attributes:
+        coverage: that share; of programs nothing.
+    """
+
+    coverage = Coverage()
 
     def __str__(self) -> str:
+        return "\n".join(part for part in (str(self.coverage), self._table()) if part)
+
+    def _table(self) -> str:
         header = ("layer", "n x k", "scheme", "kernel", "packing format")
         rows = [
             (layer.name, "{} x {}".format(*layer.shape), layer.scheme, layer.kernel, layer.packing_format)
@@ -67,7 +78,8 @@ class Explanation(tuple[LayerExplanation, ...]):
 
 
 def explain(model: torch.nn.Module | ExportedProgram) -> Explanation:
-    """Per linear layer: the scheme, the kernel chosen when its weight was packed, and why each other one was not.
+    """What share of a model is quantized, what holds the rest and why; per linear layer the scheme, the kernel chosen
+    when its weight was packed, and why each other one was not.
 
     Args:
         model: any module; layers that ao_arm did not quantize are listed too. Of exported programs and graph modules,
@@ -85,10 +97,15 @@ def explain(model: torch.nn.Module | ExportedProgram) -> Explanation:
             layers += _of_stock(name, stock[name])
         else:
             layers += _of_module(module, name, stock)
-    return Explanation(layers)
+    explanation = Explanation(layers)
+    explanation.coverage = coverage_of(model)
+    return explanation
 
 
 def _of_module(module: torch.nn.Module, name: str, stock: dict[str, Found]) -> Iterator[LayerExplanation]:
+    weights = {weight.name: weight for weight in weights_of(module)}
+    if isinstance(module, torch.nn.Linear):  # also that of nn.MultiheadAttention
+        weights["weight"] = ModuleWeight("weight")
     for parameter_name, parameter in module.named_parameters(recurse=False):
         full_name = f"{name}.{parameter_name}" if parameter_name != "weight" else name
         packed = packed_weight_of(parameter)
@@ -97,8 +114,8 @@ def _of_module(module: torch.nn.Module, name: str, stock: dict[str, Found]) -> I
             yield _served(full_name, scheme, packed.problem, packed._info())
         elif full_name in stock:
             yield from _of_stock(full_name, stock[full_name])
-        elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
-            n, k = parameter.shape
+        elif (weight := weights.get(parameter_name)) is not None:
+            n, k = shape_of(weight, parameter)
             state = "not quantized" if observer_of(module) is None else "prepared, not converted"
             yield LayerExplanation(full_name, (n, k), f"{state} ({parameter.dtype})", "torch")
 

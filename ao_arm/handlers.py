@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchao.quantization.transform_module import register_quantize_module_handler
 
-from . import kernels, progress
+from . import kernels, progress, stock_weights
 from .affine_quantized import as_weight, packed_weight_of
 from .calibration import observe, observer_of, remove_observer
 from .config import (
@@ -17,22 +17,25 @@ from .config import (
     ACLInt8DynamicActivationInt8WeightConfig,
     ACLInt8StaticActivationInt8WeightConfig,
 )
+from .module_weights import ModuleWeight, owner_of, weight_of, weights_of
 from .observers import DEFAULT, make_observer, name_of, observed_quantization
 from .quantize import check_weight
 from .tensor import ACLPackedTensor
+from .ties import keep_tied
 
 
 class _ExtraRepr:
-    """A module's ``extra_repr`` followed by what its weight is now. Picklable, unlike a bound partial."""
+    """A module's ``extra_repr`` followed by what its weights are now. Picklable, unlike a bound partial."""
 
-    def __init__(self, module: torch.nn.Module, parameter_name: str) -> None:
+    def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
-        self.parameter_name = parameter_name
 
     def __call__(self) -> str:
-        original = type(self.module).extra_repr(self.module)
-        packed = packed_weight_of(getattr(self.module, self.parameter_name))
-        return original if packed is None else f"{original}, {self.parameter_name}={packed!r}"
+        parts = [type(self.module).extra_repr(self.module)]
+        for name, parameter in self.module.named_parameters(recurse=False):
+            packed = packed_weight_of(parameter)
+            parts += [] if packed is None else [f"{name}={packed!r}"]
+        return ", ".join(part for part in parts if part)
 
 
 def _qualified_name(parameter_name: str) -> str:
@@ -61,51 +64,78 @@ def _weight_of(module: torch.nn.Module, parameter_name: str) -> Tensor:
     return weight
 
 
+def _chosen(module: torch.nn.Module, parameter_name: str | None) -> tuple[ModuleWeight, ...]:
+    """What ``quantize_`` asks to quantize of a module: the parameter that it names, or all that the module has."""
+    if parameter_name is not None:
+        return (weight_of(module, parameter_name),)
+    return weights_of(module) or (weight_of(module, "weight"),)
+
+
 def _described(module: torch.nn.Module, parameter_name: str) -> str:
     name = _qualified_name(parameter_name)
     return f"the parameter '{name}' of {type(module).__name__}({type(module).extra_repr(module)})"
 
 
-def _replace_weight(
-    module: torch.nn.Module, parameter_name: str, quantize: Callable[[Tensor], ACLPackedTensor]
+def _replace_weights(
+    module: torch.nn.Module, parameter_name: str | None, quantize: Callable[[Tensor], ACLPackedTensor]
 ) -> torch.nn.Module:
-    """Puts ``quantize(weight)`` in place of a parameter; leaves the module as it was if that cannot be done."""
-    weight = _weight_of(module, parameter_name)
-    if packed_weight_of(weight) is not None:
-        remove_observer(module)
-        return module
-    name = _described(module, parameter_name)
+    """Puts ``quantize(weight)`` in place of each of a module's weights, or of the one that is named; all of them stay
+    as they were if that cannot be done with one."""
+    made = [(weight, _packed(module, weight, quantize)) for weight in _chosen(module, parameter_name)]
+    for weight, packed in made:
+        owner, attribute = owner_of(module, weight.name)
+        if packed is None:
+            remove_observer(owner)
+            continue
+        source = getattr(owner, attribute)
+        put_weight(owner, attribute, torch.nn.Parameter(as_weight(packed), requires_grad=False))
+        keep_tied(getattr(owner, attribute), source)
+    if any(packed is not None for _, packed in made):
+        progress.layer_done()
+    return module
+
+
+def _packed(
+    module: torch.nn.Module, weight: ModuleWeight, quantize: Callable[[Tensor], ACLPackedTensor]
+) -> ACLPackedTensor | None:
+    """What takes a weight's place; None if it is packed already."""
+    held = _weight_of(*owner_of(module, weight.name))
+    if packed_weight_of(held) is not None:
+        return None
+    name = _described(module, weight.name)
+    source = stock_weights.source_of(held)
+    if source is not None:
+        raise NotImplementedError(f"{name} was not quantized: it is by {source} already; see ao_arm.pack_(model)")
     try:
-        check_weight(weight)
-        packed = quantize(weight)
+        floats = held.t() if weight.transposed else held
+        check_weight(floats)
+        packed = quantize(floats)
     except (ValueError, NotImplementedError) as error:
         raise type(error)(f"{name} was not quantized: {error}") from None
     kernels.warn_if_slow(packed.kernel, name, *packed.problem)
-    put_weight(module, parameter_name, torch.nn.Parameter(as_weight(packed), requires_grad=False))
-    progress.layer_done()
-    return module
+    return packed.t() if weight.transposed else packed
 
 
 def put_weight(module: torch.nn.Module, parameter_name: str, weight: torch.nn.Parameter) -> None:
     """Replaces a parameter by a packed weight, which the module's text then tells of; an observer goes."""
     setattr(module, parameter_name, weight)
-    module.extra_repr = _ExtraRepr(module, parameter_name)  # type: ignore[method-assign]
+    module.extra_repr = _ExtraRepr(module)  # type: ignore[method-assign]
     remove_observer(module)
 
 
 @register_quantize_module_handler(ACLInt8DynamicActivationInt8WeightConfig)
 def _quantize_int8_dynamic(
-    module: torch.nn.Module, config: ACLInt8DynamicActivationInt8WeightConfig, *, parameter_name: str = "weight"
+    module: torch.nn.Module, config: ACLInt8DynamicActivationInt8WeightConfig, *, parameter_name: str | None = None
 ) -> torch.nn.Module:
     layout = config.layout()
-    return _replace_weight(module, parameter_name, lambda weight: ACLPackedTensor.from_hp(weight, layout))
+    return _replace_weights(module, parameter_name, lambda weight: ACLPackedTensor.from_hp(weight, layout))
 
 
 @register_quantize_module_handler(ACLInt8DynamicActivationInt4WeightConfig)
 def _quantize_int4_grouped(
-    module: torch.nn.Module, config: ACLInt8DynamicActivationInt4WeightConfig, *, parameter_name: str = "weight"
+    module: torch.nn.Module, config: ACLInt8DynamicActivationInt4WeightConfig, *, parameter_name: str | None = None
 ) -> torch.nn.Module:
-    return _replace_weight(
+    return _replace_weights(
         module,
         parameter_name,
         lambda weight: ACLPackedTensor.from_hp(weight, config.layout(weight.shape[-1]), search=config.search),
@@ -114,7 +144,7 @@ def _quantize_int4_grouped(
 
 @register_quantize_module_handler(ACLInt8StaticActivationInt8WeightConfig)
 def _quantize_int8_static(
-    module: torch.nn.Module, config: ACLInt8StaticActivationInt8WeightConfig, *, parameter_name: str = "weight"
+    module: torch.nn.Module, config: ACLInt8StaticActivationInt8WeightConfig, *, parameter_name: str | None = None
 ) -> torch.nn.Module:
     if config.step == "prepare":
         return _prepare(module, config, parameter_name)
@@ -139,25 +169,30 @@ def _quantize_int8_static(
             )
         return observed_quantization(observer, config.act_dtype)
 
-    return _replace_weight(
+    return _replace_weights(
         module, parameter_name, lambda weight: ACLPackedTensor.from_hp(weight, layout, *quantization())
     )
 
 
 def _prepare(
-    module: torch.nn.Module, config: ACLInt8StaticActivationInt8WeightConfig, parameter_name: str
+    module: torch.nn.Module, config: ACLInt8StaticActivationInt8WeightConfig, parameter_name: str | None
 ) -> torch.nn.Module:
-    """Puts an observer in front of a linear layer that is not quantized yet."""
-    if packed_weight_of(_weight_of(module, parameter_name)) is not None:
+    """Puts an observer in front of a layer that is not quantized yet."""
+    chosen = _chosen(module, parameter_name)
+    if all(packed_weight_of(_weight_of(*owner_of(module, weight.name))) is not None for weight in chosen):
         return module
-    if not isinstance(module, torch.nn.Linear) or parameter_name != "weight":
-        name = _described(module, parameter_name)
-        raise NotImplementedError(
-            f"{name} cannot be calibrated: only the weights of nn.Linear layers can, which multiply their input. "
-            "Give its act_scale in one shot, or leave it out"
-        )
+    _check_observed(module, chosen)
     observe(module, make_observer(config.observer or DEFAULT, config.act_mapping_type, config.act_dtype))
     return module
+
+
+def _check_observed(module: torch.nn.Module, chosen: tuple[ModuleWeight, ...]) -> None:
+    for weight in chosen:
+        if not weight.observed:
+            raise NotImplementedError(
+                f"{_described(module, weight.name)} cannot be calibrated: only the weights of nn.Linear layers can, "
+                "and of Conv1D, which multiply their input. Give its act_scale in one shot, or leave it out"
+            )
 
 
 try:  # torchao 0.16 lists what FqnToConfig may apply to single parameters; newer ones apply anything

@@ -15,7 +15,7 @@ PACKAGE, SOURCES = CHECKOUT / "ao_arm", CHECKOUT / "csrc"
 
 #: Modules and packages of ao_arm from what imports nothing of ours upward; none imports one of its own line.
 FLOORS = (
-    "_library layout command_line progress reference sqnr text_table timing",
+    "_library layout command_line module_weights progress reference sqnr text_table timing",
     "quantize observers",
     "_ops config plain",
     "kernels linear",
@@ -23,9 +23,10 @@ FLOORS = (
     "tensor",
     "tensor_ops",
     "affine_quantized",
-    "calibration checkpoint stock_weights",
+    "calibration checkpoint stock_weights ties",
     "handlers passes stock_modules",
     "pack_model",
+    "coverage",
     "explanation",
     "__init__",
     "system",
