@@ -6,7 +6,7 @@ tells what became of a model's layers. ``ACLPackedTensor`` is the weight that a 
 ``from_plain`` takes integers from elsewhere.
 """
 
-from . import checkpoint, handlers, kernels, passes, reference
+from . import checkpoint, experts_ops, handlers, kernels, passes, reference  # noqa: F401 (experts_ops registers ops)
 from .affine_quantized import packed_weight_of
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,
@@ -16,6 +16,7 @@ from .config import (
     acl_int8_dynamic,
     acl_int8_static,
 )
+from .experts import ACLPackedExperts
 from .explanation import explain
 from .layout import ACLPackedLayout
 from .module_weights import quantizable
@@ -27,6 +28,7 @@ __all__ = [
     "ACLInt8DynamicActivationInt4WeightConfig",
     "ACLInt8DynamicActivationInt8WeightConfig",
     "ACLInt8StaticActivationInt8WeightConfig",
+    "ACLPackedExperts",
     "ACLPackedLayout",
     "ACLPackedTensor",
     "acl_int4_grouped",

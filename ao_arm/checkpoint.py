@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from .affine_quantized import as_weight, packed_weight_of
+from .experts import ACLPackedExperts
 from .layout import HAS_AQT, ACLPackedLayout
+from .plain import Plain
 from .tensor import ACLPackedTensor
 
 FORMAT_VERSION = 2
@@ -84,17 +86,10 @@ def rebuild(state: dict[str, Any]) -> Tensor:
     Raises:
         ValueError: if the format is newer than this ao_arm's, the bytes are damaged, or no kernel serves the weight.
     """
-    version = state["version"]
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"this weight was saved in version {version} of ao_arm's checkpoint format; this ao_arm reads version "
-            f"{FORMAT_VERSION} at most: update it"
-        )
+    _check_version(state["version"])
     qdata, scale, zero_point = state["qdata"], state["scale"], state.get("zero_point")
     act_scale, act_zero_point = state.get("act_scale"), state.get("act_zero_point")
-    readable = type(qdata) is Tensor and qdata.device.type == "cpu"
-    if readable and _checksum(qdata, scale, act_scale, act_zero_point, zero_point) != state["checksum"]:
-        raise ValueError(f"this weight of shape {tuple(qdata.shape)} is damaged: its checksum does not match")
+    _check_checksum(state["checksum"], qdata, scale, act_scale, act_zero_point, zero_point)
     packed = ACLPackedTensor(
         qdata,
         scale,
@@ -108,6 +103,54 @@ def rebuild(state: dict[str, Any]) -> Tensor:
     packed = packed.t() if state["transposed"] else packed
     made = as_weight(packed) if state["is_weight"] else packed
     return _marked(made, state["is_param"])
+
+
+def reduce_experts(experts: ACLPackedExperts) -> _Reduced:
+    """Pickles experts as a call of ``rebuild_experts``."""
+    plain = experts.plain()
+    state = {
+        "version": FORMAT_VERSION,
+        "qdata": plain.qdata,
+        "scale": plain.scale,
+        "zero_point": plain.zero_point,
+        "layout": dataclasses.asdict(experts._layout),
+        "dtype": experts.weight_dtype,
+        "transposed": experts.transposed,
+        "checksum": _checksum(plain.qdata, plain.scale, plain.zero_point),
+        "is_param": hasattr(experts, "_is_param"),
+    }
+    return rebuild_experts, (state,)
+
+
+def rebuild_experts(state: dict[str, Any]) -> Tensor:
+    """Makes the weights of experts of a checkpoint's dictionary, packed for the CPU at hand.
+
+    Args:
+        state: what ``docs/checkpoint_format.md`` describes.
+
+    Raises:
+        ValueError: if the format is newer than this ao_arm's, the bytes are damaged, or no kernel serves the weights.
+    """
+    _check_version(state["version"])
+    plain = Plain(state["qdata"], state["scale"], state["zero_point"])
+    _check_checksum(state["checksum"], plain.qdata, plain.scale, plain.zero_point)
+    layout = ACLPackedLayout(**state["layout"])
+    made = ACLPackedExperts.from_plain(plain, layout, state["dtype"], state["transposed"])
+    return _marked(made, state["is_param"])
+
+
+def _check_version(version: int) -> None:
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"this weight was saved in version {version} of ao_arm's checkpoint format; this ao_arm reads version "
+            f"{FORMAT_VERSION} at most: update it"
+        )
+
+
+def _check_checksum(checksum: int, qdata: Tensor, *others: Tensor | None) -> None:
+    readable = type(qdata) is Tensor and qdata.device.type == "cpu"
+    if readable and _checksum(qdata, *others) != checksum:
+        raise ValueError(f"this weight of shape {tuple(qdata.shape)} is damaged: its checksum does not match")
 
 
 def _marked(made: Any, is_param: bool) -> Tensor:
@@ -132,6 +175,16 @@ def _share(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
 def _from_shared(inner: dict[str, Tensor], attributes: dict[str, Any], is_affine: bool, is_param: bool) -> Tensor:
     packed = ACLPackedTensor.__tensor_unflatten__(inner, attributes, None, None)
     return _marked(as_weight(packed) if is_affine else packed, is_param)
+
+
+def _share_experts(experts: ACLPackedExperts) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+    names, attributes = experts.__tensor_flatten__()
+    inner = {name: getattr(experts, name) for name in names}
+    return _experts_from_shared, (inner, attributes, hasattr(experts, "_is_param"))
+
+
+def _experts_from_shared(inner: dict[str, Tensor], attributes: tuple[Any, ...], is_param: bool) -> Tensor:
+    return _marked(ACLPackedExperts.__tensor_unflatten__(inner, attributes, None, None), is_param)
 
 
 def _weight_from_plain(
@@ -176,7 +229,9 @@ class _AfterImport(MetaPathFinder):
         return spec
 
 
-torch.serialization.add_safe_globals([rebuild])
+torch.serialization.add_safe_globals([rebuild, rebuild_experts])
+copyreg.pickle(ACLPackedExperts, reduce_experts)  # type: ignore[arg-type]
+ForkingPickler.register(ACLPackedExperts, _share_experts)
 copyreg.pickle(ACLPackedTensor, reduce_packed)  # type: ignore[arg-type]
 ForkingPickler.register(ACLPackedTensor, _share)
 if HAS_AQT:

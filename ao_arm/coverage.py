@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from . import stock_modules
-from .affine_quantized import packed_weight_of
 from .calibration import observer_of
+from .experts import is_packed
 from .module_weights import quantizable, weights_of
 from .pack_model import Found, find
 
@@ -127,7 +127,7 @@ def _parts(name: str, module: torch.nn.Module, stock: dict[str, Found]) -> Itera
         return
     for parameter_name, parameter in module.named_parameters(recurse=False):
         found = stock.get(name if parameter_name == "weight" else f"{name}.{parameter_name}".lstrip("."))
-        if packed_weight_of(parameter) is not None:
+        if is_packed(parameter):
             yield kind, "", parameter, parameter.numel()
         elif found is not None:
             yield f"{kind}.{parameter_name}", _why_stock(found), parameter, math.prod(found.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from . import _ops, kernels, stock_modules, text_table
 from .affine_quantized import packed_weight_of
 from .calibration import observer_of
 from .coverage import Coverage, coverage_of
+from .experts import ACLPackedExperts
 from .module_weights import ModuleWeight, shape_of, weights_of
 from .pack_model import Found, find
 from .passes.constants import Constants, constants_of_program
@@ -35,6 +37,7 @@ class LayerExplanation:
         packing_format: how the kernel arranged the weight.
         rejected: for each kernel that could not be taken, its reasons.
         reason: of a layer that another tool quantized: why ``pack_``, or a pass, would leave it.
+        experts: how many experts have a weight of this shape behind one parameter; 0 if it is no such one.
     """
 
     name: str
@@ -44,6 +47,12 @@ class LayerExplanation:
     packing_format: str = ""
     rejected: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reason: str = ""
+    experts: int = 0
+
+    @property
+    def size(self) -> str:
+        """The shape in words, "n x k", with the number of experts before it."""
+        return " x ".join(map(str, (self.experts, *self.shape) if self.experts else self.shape))
 
 
 class Explanation(tuple[LayerExplanation, ...]):
@@ -60,10 +69,7 @@ class Explanation(tuple[LayerExplanation, ...]):
 
     def _table(self) -> str:
         header = ("layer", "n x k", "scheme", "kernel", "packing format")
-        rows = [
-            (layer.name, "{} x {}".format(*layer.shape), layer.scheme, layer.kernel, layer.packing_format)
-            for layer in self
-        ]
+        rows = [(layer.name, layer.size, layer.scheme, layer.kernel, layer.packing_format) for layer in self]
         lines = text_table.with_rule(header, rows)
         # Layers may have been refused for different reasons.
         reasons = dict.fromkeys(
@@ -112,12 +118,17 @@ def _of_module(module: torch.nn.Module, name: str, stock: dict[str, Found]) -> I
         if packed is not None:
             scheme = module.scheme if isinstance(module, stock_modules.PackedEagerLinear) else packed.scheme
             yield _served(full_name, scheme, packed.problem, packed._info())
+        elif isinstance(parameter, ACLPackedExperts):
+            one = parameter.expert(0)
+            served = _served(full_name, parameter.scheme, one.problem, one._info())
+            yield dataclasses.replace(served, experts=parameter.shape[0])
         elif full_name in stock:
             yield from _of_stock(full_name, stock[full_name])
         elif (weight := weights.get(parameter_name)) is not None:
             n, k = shape_of(weight, parameter)
             state = "not quantized" if observer_of(module) is None else "prepared, not converted"
-            yield LayerExplanation(full_name, (n, k), f"{state} ({parameter.dtype})", "torch")
+            experts = parameter.shape[0] if weight.experts else 0
+            yield LayerExplanation(full_name, (n, k), f"{state} ({parameter.dtype})", "torch", experts=experts)
 
 
 def _of_stock(name: str, found: Found) -> list[LayerExplanation]:

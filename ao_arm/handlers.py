@@ -17,7 +17,8 @@ from .config import (
     ACLInt8DynamicActivationInt8WeightConfig,
     ACLInt8StaticActivationInt8WeightConfig,
 )
-from .module_weights import ModuleWeight, owner_of, weight_of, weights_of
+from .experts import ACLPackedExperts, is_packed
+from .module_weights import ModuleWeight, check_served, owner_of, weight_of, weights_of
 from .observers import DEFAULT, make_observer, name_of, observed_quantization
 from .quantize import check_weight
 from .tensor import ACLPackedTensor
@@ -33,9 +34,14 @@ class _ExtraRepr:
     def __call__(self) -> str:
         parts = [type(self.module).extra_repr(self.module)]
         for name, parameter in self.module.named_parameters(recurse=False):
-            packed = packed_weight_of(parameter)
-            parts += [] if packed is None else [f"{name}={packed!r}"]
+            if is_packed(parameter):
+                parts.append(f"{name}={_text_of(parameter)}")
         return ", ".join(part for part in parts if part)
+
+
+def _text_of(parameter: Tensor) -> str:
+    packed = packed_weight_of(parameter)
+    return repr(parameter if packed is None else packed)
 
 
 def _qualified_name(parameter_name: str) -> str:
@@ -87,9 +93,10 @@ def _replace_weights(
         if packed is None:
             remove_observer(owner)
             continue
-        source = getattr(owner, attribute)
-        put_weight(owner, attribute, torch.nn.Parameter(as_weight(packed), requires_grad=False))
-        keep_tied(getattr(owner, attribute), source)
+        floats = getattr(owner, attribute)
+        put_weight(owner, attribute, torch.nn.Parameter(_as_parameter(packed), requires_grad=False))
+        if not weight.experts:
+            keep_tied(getattr(owner, attribute), floats)
     if any(packed is not None for _, packed in made):
         progress.layer_done()
     return module
@@ -97,23 +104,36 @@ def _replace_weights(
 
 def _packed(
     module: torch.nn.Module, weight: ModuleWeight, quantize: Callable[[Tensor], ACLPackedTensor]
-) -> ACLPackedTensor | None:
+) -> ACLPackedTensor | ACLPackedExperts | None:
     """What takes a weight's place; None if it is packed already."""
     held = _weight_of(*owner_of(module, weight.name))
-    if packed_weight_of(held) is not None:
+    if is_packed(held):
         return None
     name = _described(module, weight.name)
     source = stock_weights.source_of(held)
     if source is not None:
         raise NotImplementedError(f"{name} was not quantized: it is by {source} already; see ao_arm.pack_(model)")
-    try:
-        floats = held.t() if weight.transposed else held
+
+    def matrix(floats: Tensor) -> ACLPackedTensor:
+        floats = floats.t() if weight.transposed else floats
         check_weight(floats)
         packed = quantize(floats)
+        kernels.warn_if_slow(packed.kernel, name, *packed.problem)
+        return packed.t() if weight.transposed else packed
+
+    try:
+        check_served(module, weight)
+        if not weight.experts:
+            return matrix(held)
+        if held.dim() != 3:
+            raise ValueError(f"it must be (experts, n, k), not of shape {tuple(held.shape)}")
+        return ACLPackedExperts.stack(held.shape[0], lambda i: matrix(held[i]))
     except (ValueError, NotImplementedError) as error:
         raise type(error)(f"{name} was not quantized: {error}") from None
-    kernels.warn_if_slow(packed.kernel, name, *packed.problem)
-    return packed.t() if weight.transposed else packed
+
+
+def _as_parameter(packed: ACLPackedTensor | ACLPackedExperts) -> Tensor:
+    return as_weight(packed) if isinstance(packed, ACLPackedTensor) else packed
 
 
 def put_weight(module: torch.nn.Module, parameter_name: str, weight: torch.nn.Parameter) -> None:
@@ -179,7 +199,7 @@ def _prepare(
 ) -> torch.nn.Module:
     """Puts an observer in front of a layer that is not quantized yet."""
     chosen = _chosen(module, parameter_name)
-    if all(packed_weight_of(_weight_of(*owner_of(module, weight.name))) is not None for weight in chosen):
+    if all(is_packed(_weight_of(*owner_of(module, weight.name))) for weight in chosen):
         return module
     _check_observed(module, chosen)
     observe(module, make_observer(config.observer or DEFAULT, config.act_mapping_type, config.act_dtype))

@@ -104,6 +104,20 @@ def weight_of(module: torch.nn.Module, name: str) -> ModuleWeight:
     return next((weight for weight in weights_of(module) if weight.name == name), ModuleWeight(name, observed=False))
 
 
+#: What experts that are packed can be multiplied by: see ``ACLPackedExperts``.
+_IMPLEMENTATIONS = (None, "eager", "grouped_mm")
+
+
+def check_served(module: torch.nn.Module, weight: ModuleWeight) -> None:
+    """Raises ``NotImplementedError`` if a module is set to use its weight in a way that cannot be served."""
+    chosen = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    if weight.experts and chosen not in _IMPLEMENTATIONS:
+        raise NotImplementedError(
+            f"its experts_implementation is {chosen!r}, which would unpack experts in each call: call "
+            "model.set_experts_implementation('grouped_mm') before, or 'eager'"
+        )
+
+
 def owner_of(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
     """The module that has a ``ModuleWeight``'s parameter itself, and the parameter's name there."""
     path, _, attribute = name.rpartition(".")

@@ -3,49 +3,42 @@
 from __future__ import annotations
 
 import warnings
-import weakref
-from typing import Any, NamedTuple
+import zlib
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.utils.weak import WeakIdKeyDictionary
 
-from .affine_quantized import packed_weight_of
+from .experts import is_packed
 
-
-class _Source(NamedTuple):
-    """The floats that a weight was quantized from, and how often they had been changed until then."""
-
-    floats: weakref.ref[Tensor]
-    version: int
-
-
-#: By the parameter that holds a packed weight.
-_sources: Any = WeakIdKeyDictionary()
+#: Where a parameter that holds a packed weight keeps what the floats were that it was quantized from. No reference to
+#: them, as torch cannot swap tensors that have weak ones.
+_SOURCE = "_quantized_from"
 
 
 def keep_tied(packed: Tensor, floats: Tensor) -> None:
     """Remembers what a weight was quantized from: to tie it to that again changes nothing.
 
     Args:
-        packed: the parameter that took the place of ``floats``.
-        floats: a parameter, which another module may share. It is not kept alive.
+        packed: the parameter that took the place of ``floats``; copies of it do not remember.
+        floats: a parameter, which another module may share.
     """
-    _sources[packed] = _Source(weakref.ref(floats), _version(floats))
+    setattr(packed, _SOURCE, _identity(floats))
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _identity(floats: Tensor) -> tuple[Any, ...]:
+    rows: Any = torch.hash_tensor(floats.detach(), dim=-1).numpy()
+    return tuple(floats.shape), floats.dtype, zlib.crc32(rows)
 
 
 def _before_registration(module: torch.nn.Module, name: str, parameter: Tensor | None) -> Tensor | None:
     """What torch calls whenever a module is assigned a parameter; what it returns is taken instead."""
     old = module._parameters.get(name)
-    if old is None or parameter is None or type(parameter) is not torch.nn.Parameter or packed_weight_of(old) is None:
+    if old is None or type(parameter) is not torch.nn.Parameter or not is_packed(old):
         return None
-    source = _sources.get(old)
-    if source is not None and source.floats() is parameter and source.version == _version(parameter):
+    source = getattr(old, _SOURCE, None)
+    if source is not None and parameter.device.type == "cpu" and source == _identity(parameter):
         return old
     warnings.warn(
         f"the packed parameter '{name}' of {type(module).__name__}({type(module).extra_repr(module)}) is replaced by a "

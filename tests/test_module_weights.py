@@ -1,4 +1,4 @@
-"""Modules other than nn.Linear whose weights are packed: Conv1D of transformers, nn.MultiheadAttention and what has it."""
+"""Modules other than nn.Linear whose weights are packed: transformers' Conv1D, nn.MultiheadAttention, what has it."""
 
 import copy
 from collections import OrderedDict

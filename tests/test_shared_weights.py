@@ -122,5 +122,14 @@ def test_transformers_ties_weights_again() -> None:
         model.tie_weights()
     assert quantized_layers(model) == ["lm_head"]
     copied = copy.deepcopy(model)
+    copied.transformer.wte.weight.data += 1
     with pytest.warns(UserWarning, match="computes in floats again"):
         copied.tie_weights()
+    assert quantized_layers(copied) == []
+
+
+def test_quantized_layers_are_converted() -> None:
+    """torch swaps the parameters in place, which it refuses to do to what has weak references."""
+    model = LanguageModel()
+    quantize_(model, ao_arm.acl_int8_dynamic())
+    assert quantized_layers(model.to(torch.bfloat16)) == ["head"] and model.head.weight.dtype == torch.bfloat16
