@@ -267,9 +267,10 @@ class ACLPackedTensor(_Base):
         full_range = self._is_readable() and bool(self._info().get("full_range"))
         return problem_of(*self.weight_shape, self._layout, full_range)
 
-    def plain(self) -> Plain:
-        """Exactly what was packed; reading its parts one by one would unpack for each."""
-        return unpack(Packed(self._bytes(), self.weight_scale), *self.weight_shape, self._layout)
+    def plain(self, rows: Tensor | None = None) -> Plain:
+        """Exactly what was packed; reading its parts one by one would unpack for each. With ``rows``, (m,) int64, of
+        these rows of (n, k) alone."""
+        return unpack(Packed(self._bytes(), self.weight_scale), *self.weight_shape, self._layout, rows)
 
     @property
     def qdata(self) -> Tensor:

@@ -184,10 +184,12 @@ def _groups(k: int, group_size: int, start: int | None = None, end: int | None =
 
 @implements(aten.embedding.default)
 def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    """For a weight that a language model shares between its head and its embedding. Dequantizes, so it is slow."""
-    weight, indices, *rest = args
-    looked_up: Tensor = aten.embedding.default(weight.dequantize(), indices, *rest, **kwargs)
-    return looked_up
+    """For a weight that a language model shares between its head and its embedding: unpacks the rows asked for."""
+    weight, indices = args[:2]
+    if weight.transposed:
+        raise NotImplementedError("an ACLPackedTensor is looked up row by row of (n, k), and not if it is transposed")
+    looked_up = weight.plain(indices.reshape(-1).long()).dequantized().to(weight.weight_dtype)
+    return looked_up.reshape(*indices.shape, looked_up.shape[1])  # type: ignore[no-any-return]
 
 
 def _matmul(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

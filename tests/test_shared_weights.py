@@ -89,6 +89,11 @@ def test_an_embedding_that_shares_the_packed_weight(
     packed = cases.packed_in(model.head)
     vectors = model.embedding(TOKENS)
     assert cases.same_bits(vectors, packed.dequantize()[TOKENS])
+    for tokens in (torch.tensor([49, 0, 49, 7]), torch.tensor(3), torch.zeros(2, 0, dtype=torch.int32)):
+        assert cases.same_bits(model.embedding(tokens), packed.dequantize()[tokens.long()])
+    for wrong in (-1, 50):
+        with pytest.raises(ValueError, match=f"row {wrong} is not within 0 and 49"):
+            model.embedding(torch.tensor([0, wrong]))
     assert cases.same_bits(model(TOKENS), torch.nn.functional.linear(vectors, packed))
 
 
