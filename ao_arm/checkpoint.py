@@ -200,11 +200,24 @@ def _weight_from_plain(
     return as_weight(packed.t() if transposed else packed)
 
 
+def _experts_from_plain(
+    qdata: Tensor,
+    scale: Tensor,
+    _layout: ACLPackedLayout,
+    weight_dtype: torch.dtype,
+    transposed: bool,
+    zero_point: Tensor | None = None,
+) -> Tensor:
+    return ACLPackedExperts.from_plain(Plain(qdata, scale, zero_point), _layout, weight_dtype, transposed)
+
+
 def _register_safetensors(utilities: ModuleType) -> None:
     """Makes torchao's safetensors support accept our weights, under their names in both worlds."""
     for name in ("ACLPackedTensor", "ACLAffineQuantizedTensor"):
         utilities.ALLOWED_TENSORS_SUBCLASSES.append(name)
         utilities.ALLOWED_CLASSES[name] = _weight_from_plain
+    utilities.ALLOWED_TENSORS_SUBCLASSES.append("ACLPackedExperts")
+    utilities.ALLOWED_CLASSES["ACLPackedExperts"] = _experts_from_plain
     utilities.ALLOWED_CLASSES["ACLPackedLayout"] = ACLPackedLayout
 
 

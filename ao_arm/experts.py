@@ -42,6 +42,9 @@ class ACLPackedExperts(_Base):
     expert_shape: tuple[int, int]
     transposed: bool
     weight_dtype: torch.dtype
+    tensor_data_names: list[str]
+    optional_tensor_data_names: list[str]
+    tensor_attribute_names: list[str]
     _layout: ACLPackedLayout
     _experts: dict[bool, list[ACLPackedTensor]]  # what ``expert`` gave, by ``transposed``; views of one memory share it
 
@@ -156,6 +159,21 @@ class ACLPackedExperts(_Base):
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"{type(self).__name__}(shape={tuple(self.shape)}, {self.scheme}, dtype={self.weight_dtype})"
 
+    @property
+    def qdata(self) -> Tensor:
+        """Exactly the integers (experts, n, k) that were packed, int8."""
+        return self.plain().qdata
+
+    @property
+    def scale(self) -> Tensor:
+        """The scales: (experts, n) float32, or (experts, n, k / group_size) of 4-bit weights."""
+        return self.plain().scale if self.weight_scale is None else self.weight_scale
+
+    @property
+    def zero_point(self) -> Tensor | None:
+        """The zero points of asymmetric 4-bit weights, (experts, n, k / group_size) int8, or None."""
+        return self.plain().zero_point if self._layout.weight_mapping == "asymmetric" else None
+
     # --- using it ---
 
     def expert(self, index: int) -> ACLPackedTensor:
@@ -208,3 +226,9 @@ class ACLPackedExperts(_Base):
 def is_packed(tensor: Tensor) -> bool:
     """Whether ao_arm packed a weight, of a layer or of experts."""
     return isinstance(tensor, ACLPackedExperts) or packed_weight_of(tensor) is not None
+
+
+# What torchao's safetensors support stores. Not in the class: torchao would take them for what the tensor consists of.
+ACLPackedExperts.tensor_data_names = ["qdata", "scale"]
+ACLPackedExperts.optional_tensor_data_names = ["zero_point"]
+ACLPackedExperts.tensor_attribute_names = ["_layout", "weight_dtype", "transposed"]

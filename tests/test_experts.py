@@ -141,10 +141,21 @@ def test_grouped_experts_compile_to_one_graph(first: AOBaseConfig) -> None:
         assert cases.sqnr(packed(*inputs), compiled(*inputs)) > 90
 
 
+def by_safetensors(experts: nn.Module) -> nn.Module:
+    support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
+    tensors, metadata = support.flatten_tensor_state_dict(nn.Sequential(experts).state_dict())
+    assert all(type(tensor) is Tensor for tensor in tensors.values())
+    state, left = support.unflatten_tensor_state_dict(tensors, metadata)
+    copied = copy.deepcopy(experts)
+    nn.Sequential(copied).load_state_dict({**state, **left}, assign=True)
+    return copied
+
+
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda experts: pickle.loads(pickle.dumps(experts)),
     "saved and loaded": cases.saved_and_loaded,
+    "safetensors": by_safetensors,
     "to": lambda experts: experts.to(torch.float32),
 }
 

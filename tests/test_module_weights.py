@@ -72,6 +72,17 @@ def test_conv1d_is_the_linear_layer_of_its_transpose(
 
 
 @torch.no_grad()
+def test_conv1d_in_safetensors() -> None:
+    support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
+    layer, other, x = quantize(conv1d()), conv1d(), torch.randn(5, WIDTH)
+    state, left = support.unflatten_tensor_state_dict(
+        *support.flatten_tensor_state_dict(nn.Sequential(layer).state_dict())
+    )
+    nn.Sequential(other).load_state_dict({**state, **left}, assign=True)
+    assert other.weight.shape == (WIDTH, 96) and cases.same_bits(other(x), layer(x))
+
+
+@torch.no_grad()
 def test_conv1d_is_calibrated() -> None:
     layer, linear = conv1d(), nn.Linear(WIDTH, 96)
     linear.load_state_dict({"weight": layer.weight.t().contiguous(), "bias": layer.bias})
