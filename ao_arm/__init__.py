@@ -7,7 +7,7 @@ model's layers. ``ACLPackedTensor`` is the weight that a quantized layer holds; 
 elsewhere.
 """
 
-from . import checkpoint, handlers, kernels, passes, qat, reference
+from . import checkpoint, experts_ops, handlers, kernels, passes, qat, reference  # noqa: F401 (experts_ops registers ops)
 from .affine_quantized import packed_weight_of
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,
@@ -18,8 +18,10 @@ from .config import (
     acl_int8_static,
 )
 from .dequantize_model import dequantize_
+from .experts import ACLPackedExperts
 from .explanation import explain
 from .layout import ACLPackedLayout
+from .module_weights import quantizable
 from .pack_model import pack_
 from .quantize_model import quantize_
 from .tensor import ACLPackedTensor
@@ -29,6 +31,7 @@ __all__ = [
     "ACLInt8DynamicActivationInt4WeightConfig",
     "ACLInt8DynamicActivationInt8WeightConfig",
     "ACLInt8StaticActivationInt8WeightConfig",
+    "ACLPackedExperts",
     "ACLPackedLayout",
     "ACLPackedTensor",
     "acl_int4_grouped",
@@ -43,6 +46,7 @@ __all__ = [
     "packed_weight_of",
     "passes",
     "qat",
+    "quantizable",
     "quantize_",
     "reference",
 ]

@@ -149,8 +149,8 @@ def pack_int8(qdata: Tensor, kernel: str) -> Tensor:
 
 
 @_op
-def unpack_int8(packed_weight: Tensor, n: int, k: int) -> Tensor:
-    return packed_weight.new_empty((n, k), dtype=torch.int8)
+def unpack_int8(packed_weight: Tensor, n: int, k: int, rows: Tensor | None = None) -> Tensor:
+    return packed_weight.new_empty((n if rows is None else rows.shape[0], k), dtype=torch.int8)
 
 
 @_op
@@ -182,11 +182,18 @@ def pack_int4(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, kernel: s
 
 @_op
 def unpack_int4(
-    packed_weight: Tensor, n: int, k: int, group_size: int, float_scales: bool, zero_points: bool
+    packed_weight: Tensor,
+    n: int,
+    k: int,
+    group_size: int,
+    float_scales: bool,
+    zero_points: bool,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    groups = (n, k // group_size)
+    count = n if rows is None else rows.shape[0]
+    groups = (count, k // group_size)
     return (
-        packed_weight.new_empty((n, k), dtype=torch.int8),
+        packed_weight.new_empty((count, k), dtype=torch.int8),
         packed_weight.new_empty(groups, dtype=torch.float32 if float_scales else torch.bfloat16),
         packed_weight.new_empty(groups if zero_points else (0, 0), dtype=torch.int8),
     )

@@ -13,7 +13,7 @@ from .layout import HAS_AQT, ACLPackedLayout
 from .linear import linear
 from .quantize import LARGEST
 from .tensor import ACLPackedTensor
-from .tensor_ops import copy_weight
+from .tensor_ops import attention, copy_weight
 from .torch_functions import overridden
 
 if HAS_AQT:
@@ -64,6 +64,7 @@ if HAS_AQT:
         act_zero_point = _of_the_packed_weight("act_zero_point")
         act_quantization = _of_the_packed_weight("act_quantization")
         nbytes = _of_the_packed_weight("nbytes")
+        transposed = _of_the_packed_weight("transposed")
 
         @property
         def weight_dtype(self) -> torch.dtype:
@@ -88,18 +89,31 @@ if HAS_AQT:
             return weight  # type: ignore[no-any-return]
         return torch.ops.aten.t.default(weight)  # type: ignore[no-any-return]
 
+    @ACLAffineQuantizedTensor.implements(
+        [torch.ops.aten.split.Tensor, torch.ops.aten.split_with_sizes.default, torch.ops.aten.chunk.default]
+    )
+    def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The packed tensor keeps the parts."""
+        parts = func(args[0].tensor_impl, *args[1:], **kwargs)
+        with torch.inference_mode(False):
+            return [as_weight(part) for part in parts]
+
     @ACLAffineQuantizedTensor.implements(torch.ops.aten.copy_.default)
     def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         target, source = ((tensor, packed_weight_of(tensor)) for tensor in args[:2])
         copy_weight(*(tensor if packed is None else packed for tensor, packed in (target, source)))
         return args[0]  # type: ignore[no-any-return]
 
-    @ACLAffineQuantizedTensor.implements([torch.ops.aten.mm.default, torch.ops.aten.addmm.default])
+    @ACLAffineQuantizedTensor.implements(
+        [torch.ops.aten.mm.default, torch.ops.aten.matmul.default, torch.ops.aten.addmm.default]
+    )
     def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """``x @ w.t()``: as the packed tensor does it, and refuses ``x @ w``, where torchao would assert."""
         held = [packed_weight_of(argument) for argument in args]
         result: Tensor = func(*(args[i] if packed is None else packed for i, packed in enumerate(held)), **kwargs)
         return result
+
+    ACLAffineQuantizedTensor.implements_torch_function(torch.nn.functional.multi_head_attention_forward)(attention)
 
     def _embedding(input: Tensor, weight: ACLAffineQuantizedTensor, *args: Any, **kwargs: Any) -> Tensor:
         return torch.nn.functional.embedding(input, weight.tensor_impl, *args, **kwargs)
@@ -133,15 +147,16 @@ def packed_weight_of(tensor: Tensor) -> ACLPackedTensor | None:
 
 
 def as_weight(packed: ACLPackedTensor) -> Tensor:
-    """What ``quantize_`` puts in place of a weight."""
+    """What ``quantize_`` puts in place of a weight, transposed or not."""
     if not HAS_AQT:
         return packed
     layout, (n, k) = packed.get_layout(), packed.weight_shape
     least, greatest = (-8, 7) if layout.is_grouped else (-128 if packed.problem.full_range else -LARGEST, LARGEST)
+    block = (n if layout.weight_granularity == "per_tensor" else 1, layout.group_size or k)
     return ACLAffineQuantizedTensor(
         packed,
-        (n if layout.weight_granularity == "per_tensor" else 1, layout.group_size or k),
-        torch.Size((n, k)),
+        block[::-1] if packed.transposed else block,
+        torch.Size(packed.shape),
         quant_min=least,
         quant_max=greatest,
         zero_point_domain=ZeroPointDomain.NONE if layout.weight_mapping == "symmetric" else ZeroPointDomain.INT,

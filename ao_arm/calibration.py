@@ -14,8 +14,8 @@ _OBSERVER = "activation_observer"
 _OBSERVING = "_observing_inputs"
 
 
-def observe(layer: torch.nn.Linear, observer: torch.nn.Module) -> None:
-    """Puts an observer in front of a linear layer; one that is there already is replaced.
+def observe(layer: torch.nn.Module, observer: torch.nn.Module) -> None:
+    """Puts an observer in front of a layer that multiplies its one input; one that is there already is replaced.
 
     It goes when the layer is quantized, or is called with a packed weight that was loaded into it.
     """
@@ -39,11 +39,12 @@ def remove_observer(layer: torch.nn.Module) -> None:
         delattr(layer, _OBSERVER)
 
 
-def _see_input(layer: torch.nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if packed_weight_of(layer.weight) is not None:
+def _see_input(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    weight: Any = layer.weight
+    if packed_weight_of(weight) is not None:
         remove_observer(layer)
         return
-    input = args[0] if args else kwargs["input"]
+    input = args[0] if args else next(iter(kwargs.values()))
     # What the observer keeps must not be an inference tensor, which could not be changed outside of inference mode.
     with torch.inference_mode(False), torch.no_grad():
         observer_of(layer)(input.detach())

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from .affine_quantized import as_weight, packed_weight_of
+from .experts import ACLPackedExperts
 from .layout import HAS_AQT, ACLPackedLayout
+from .plain import Plain
 from .tensor import ACLPackedTensor
 
 FORMAT_VERSION = 2
@@ -35,7 +37,7 @@ _Reduced = tuple[Callable[..., Tensor], tuple[dict[str, Any]]]
 
 def reduce_packed(packed: ACLPackedTensor) -> _Reduced:
     """Pickles a bare tensor as a call of ``rebuild``; where there is no AffineQuantizedTensor models hold such ones."""
-    return _reduce(packed, is_weight=not HAS_AQT and not packed.transposed, is_param=hasattr(packed, "_is_param"))
+    return _reduce(packed, is_weight=not HAS_AQT, is_param=hasattr(packed, "_is_param"))
 
 
 def _reduce_affine(weight: Any) -> _Reduced:
@@ -84,17 +86,10 @@ def rebuild(state: dict[str, Any]) -> Tensor:
     Raises:
         ValueError: if the format is newer than this ao_arm's, the bytes are damaged, or no kernel serves the weight.
     """
-    version = state["version"]
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"this weight was saved in version {version} of ao_arm's checkpoint format; this ao_arm reads version "
-            f"{FORMAT_VERSION} at most: update it"
-        )
+    _check_version(state["version"])
     qdata, scale, zero_point = state["qdata"], state["scale"], state.get("zero_point")
     act_scale, act_zero_point = state.get("act_scale"), state.get("act_zero_point")
-    readable = type(qdata) is Tensor and qdata.device.type == "cpu"
-    if readable and _checksum(qdata, scale, act_scale, act_zero_point, zero_point) != state["checksum"]:
-        raise ValueError(f"this weight of shape {tuple(qdata.shape)} is damaged: its checksum does not match")
+    _check_checksum(state["checksum"], qdata, scale, act_scale, act_zero_point, zero_point)
     packed = ACLPackedTensor(
         qdata,
         scale,
@@ -105,8 +100,57 @@ def rebuild(state: dict[str, Any]) -> Tensor:
         act_zero_point,
         zero_point,
     )
-    made = packed.t() if state["transposed"] else as_weight(packed) if state["is_weight"] else packed
+    packed = packed.t() if state["transposed"] else packed
+    made = as_weight(packed) if state["is_weight"] else packed
     return _marked(made, state["is_param"])
+
+
+def reduce_experts(experts: ACLPackedExperts) -> _Reduced:
+    """Pickles experts as a call of ``rebuild_experts``."""
+    plain = experts.plain()
+    state = {
+        "version": FORMAT_VERSION,
+        "qdata": plain.qdata,
+        "scale": plain.scale,
+        "zero_point": plain.zero_point,
+        "layout": dataclasses.asdict(experts._layout),
+        "dtype": experts.weight_dtype,
+        "transposed": experts.transposed,
+        "checksum": _checksum(plain.qdata, plain.scale, plain.zero_point),
+        "is_param": hasattr(experts, "_is_param"),
+    }
+    return rebuild_experts, (state,)
+
+
+def rebuild_experts(state: dict[str, Any]) -> Tensor:
+    """Makes the weights of experts of a checkpoint's dictionary, packed for the CPU at hand.
+
+    Args:
+        state: what ``docs/checkpoint_format.md`` describes.
+
+    Raises:
+        ValueError: if the format is newer than this ao_arm's, the bytes are damaged, or no kernel serves the weights.
+    """
+    _check_version(state["version"])
+    plain = Plain(state["qdata"], state["scale"], state["zero_point"])
+    _check_checksum(state["checksum"], plain.qdata, plain.scale, plain.zero_point)
+    layout = ACLPackedLayout(**state["layout"])
+    made = ACLPackedExperts.from_plain(plain, layout, state["dtype"], state["transposed"])
+    return _marked(made, state["is_param"])
+
+
+def _check_version(version: int) -> None:
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"this weight was saved in version {version} of ao_arm's checkpoint format; this ao_arm reads version "
+            f"{FORMAT_VERSION} at most: update it"
+        )
+
+
+def _check_checksum(checksum: int, qdata: Tensor, *others: Tensor | None) -> None:
+    readable = type(qdata) is Tensor and qdata.device.type == "cpu"
+    if readable and _checksum(qdata, *others) != checksum:
+        raise ValueError(f"this weight of shape {tuple(qdata.shape)} is damaged: its checksum does not match")
 
 
 def _marked(made: Any, is_param: bool) -> Tensor:
@@ -124,7 +168,7 @@ def _share(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
         raise TypeError(f"not a packed weight: {type(tensor)}")
     names, attributes = packed.__tensor_flatten__()
     inner = {name: getattr(packed, name) for name in names}
-    is_affine = tensor is not packed and not packed.transposed
+    is_affine = tensor is not packed
     return _from_shared, (inner, attributes, is_affine, hasattr(tensor, "_is_param"))
 
 
@@ -133,14 +177,38 @@ def _from_shared(inner: dict[str, Tensor], attributes: dict[str, Any], is_affine
     return _marked(as_weight(packed) if is_affine else packed, is_param)
 
 
-def _weight_from_plain(*, act_quantization: list[float] | None = None, **contents: Any) -> Tensor:
+def _share_experts(experts: ACLPackedExperts) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+    names, attributes = experts.__tensor_flatten__()
+    inner = {name: getattr(experts, name) for name in names}
+    return _experts_from_shared, (inner, attributes, hasattr(experts, "_is_param"))
+
+
+def _experts_from_shared(inner: dict[str, Tensor], attributes: tuple[Any, ...], is_param: bool) -> Tensor:
+    return _marked(ACLPackedExperts.__tensor_unflatten__(inner, attributes, None, None), is_param)
+
+
+def _weight_from_plain(
+    *, act_quantization: list[float] | None = None, transposed: bool = False, **contents: Any
+) -> Tensor:
     """What torchao's safetensors support calls with the stored contents."""
     if act_quantization is not None:
         scale, zero_point = act_quantization
         device, dtype = contents["qdata"].device, getattr(torch, contents["_layout"].activation_dtype)
         contents["act_scale"] = torch.tensor([scale], dtype=torch.float32, device=device)
         contents["act_zero_point"] = torch.tensor([zero_point], dtype=dtype, device=device)
-    return as_weight(ACLPackedTensor(**contents))
+    packed = ACLPackedTensor(**contents)
+    return as_weight(packed.t() if transposed else packed)
+
+
+def _experts_from_plain(
+    qdata: Tensor,
+    scale: Tensor,
+    _layout: ACLPackedLayout,
+    weight_dtype: torch.dtype,
+    transposed: bool,
+    zero_point: Tensor | None = None,
+) -> Tensor:
+    return ACLPackedExperts.from_plain(Plain(qdata, scale, zero_point), _layout, weight_dtype, transposed)
 
 
 def _register_safetensors(utilities: ModuleType) -> None:
@@ -148,6 +216,8 @@ def _register_safetensors(utilities: ModuleType) -> None:
     for name in ("ACLPackedTensor", "ACLAffineQuantizedTensor"):
         utilities.ALLOWED_TENSORS_SUBCLASSES.append(name)
         utilities.ALLOWED_CLASSES[name] = _weight_from_plain
+    utilities.ALLOWED_TENSORS_SUBCLASSES.append("ACLPackedExperts")
+    utilities.ALLOWED_CLASSES["ACLPackedExperts"] = _experts_from_plain
     utilities.ALLOWED_CLASSES["ACLPackedLayout"] = ACLPackedLayout
 
 
@@ -172,7 +242,9 @@ class _AfterImport(MetaPathFinder):
         return spec
 
 
-torch.serialization.add_safe_globals([rebuild])
+torch.serialization.add_safe_globals([rebuild, rebuild_experts])
+copyreg.pickle(ACLPackedExperts, reduce_experts)  # type: ignore[arg-type]
+ForkingPickler.register(ACLPackedExperts, _share_experts)
 copyreg.pickle(ACLPackedTensor, reduce_packed)  # type: ignore[arg-type]
 ForkingPickler.register(ACLPackedTensor, _share)
 if HAS_AQT:

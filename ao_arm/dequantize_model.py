@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from .affine_quantized import packed_weight_of
 from .calibration import remove_observer
+from .experts import ACLPackedExperts, is_packed, packed_in
 from .handlers import put_floats
 from .stock_modules import PackedDynamicLinear, PackedEagerLinear
 from .stored_weights import float_weight
@@ -42,9 +42,7 @@ def dequantize_(model: torch.nn.Module) -> None:
     for module, name, old in _packed_parameters(model):
         known = made.get(id(old))
         if known is None:
-            packed = packed_weight_of(old)
-            assert packed is not None
-            new = torch.nn.Parameter(float_weight(packed), requires_grad=old.requires_grad)
+            new = torch.nn.Parameter(_floats(old), requires_grad=old.requires_grad)
             if uses[id(old)] > 1:
                 made[id(old)] = old, new
         else:
@@ -58,8 +56,17 @@ def dequantize_(model: torch.nn.Module) -> None:
 def _packed_parameters(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Parameter]]:
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if packed_weight_of(parameter) is not None:
+            if is_packed(parameter):
                 yield module, name, parameter
+
+
+def _floats(parameter: torch.Tensor) -> torch.Tensor:
+    packed = packed_in(parameter)
+    assert packed is not None
+    if isinstance(packed, ACLPackedExperts):
+        return packed.dequantize()
+    floats = float_weight(packed)
+    return floats.t().contiguous() if packed.transposed else floats
 
 
 def _check_replaceable(name: str, module: PackedEagerLinear) -> None:

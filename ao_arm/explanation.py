@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from torch.fx import GraphModule
 from . import _ops, kernels, stock_modules, text_table
 from .affine_quantized import packed_weight_of
 from .calibration import observer_of
+from .coverage import Coverage, coverage_of
+from .experts import ACLPackedExperts
+from .module_weights import ModuleWeight, shape_of, weights_of
 from .outcomes import noted_reason
 from .pack_model import Found, find
 from .passes.constants import Constants, constants_of_program
@@ -35,6 +39,7 @@ class LayerExplanation:
         rejected: for each kernel that could not be taken, its reasons.
         reason: of a layer that another tool quantized: why ``pack_``, or a pass, would leave it. Of one that
             ``on_unsupported`` left in floats, or gave int8 weights: why.
+        experts: how many experts have a weight of this shape behind one parameter; 0 if it is no such one.
     """
 
     name: str
@@ -44,17 +49,29 @@ class LayerExplanation:
     packing_format: str = ""
     rejected: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reason: str = ""
+    experts: int = 0
+
+    @property
+    def size(self) -> str:
+        """The shape in words, "n x k", with the number of experts before it."""
+        return " x ".join(map(str, (self.experts, *self.shape) if self.experts else self.shape))
 
 
 class Explanation(tuple[LayerExplanation, ...]):
-    """The layers of a model; prints as a table."""
+    """The layers of a model; prints as what share of it is quantized and what holds the rest, and a table.
+
+    Attributes:
+        coverage: that share; of programs nothing.
+    """
+
+    coverage = Coverage()
 
     def __str__(self) -> str:
+        return "\n".join(part for part in (str(self.coverage), self._table()) if part)
+
+    def _table(self) -> str:
         header = ("layer", "n x k", "scheme", "kernel", "packing format")
-        rows = [
-            (layer.name, "{} x {}".format(*layer.shape), layer.scheme, layer.kernel, layer.packing_format)
-            for layer in self
-        ]
+        rows = [(layer.name, layer.size, layer.scheme, layer.kernel, layer.packing_format) for layer in self]
         lines = text_table.with_rule(header, rows)
         # Layers may have been refused for different reasons.
         reasons = dict.fromkeys(
@@ -69,7 +86,8 @@ class Explanation(tuple[LayerExplanation, ...]):
 
 
 def explain(model: torch.nn.Module | ExportedProgram) -> Explanation:
-    """Per linear layer: the scheme, the kernel chosen when its weight was packed, and why each other one was not.
+    """What share of a model is quantized, what holds the rest and why; per linear layer the scheme, the kernel chosen
+    when its weight was packed, and why each other one was not.
 
     Args:
         model: any module; layers that ao_arm did not quantize are listed too. Of exported programs and graph modules,
@@ -87,23 +105,33 @@ def explain(model: torch.nn.Module | ExportedProgram) -> Explanation:
             layers += _of_stock(name, stock[name])
         else:
             layers += _of_module(module, name, stock)
-    return Explanation(layers)
+    explanation = Explanation(layers)
+    explanation.coverage = coverage_of(model)
+    return explanation
 
 
 def _of_module(module: torch.nn.Module, name: str, stock: dict[str, Found]) -> Iterator[LayerExplanation]:
+    weights = {weight.name: weight for weight in weights_of(module)}
+    if isinstance(module, torch.nn.Linear):  # also that of nn.MultiheadAttention
+        weights["weight"] = ModuleWeight("weight")
     for parameter_name, parameter in module.named_parameters(recurse=False):
         full_name = f"{name}.{parameter_name}" if parameter_name != "weight" else name
         packed = packed_weight_of(parameter)
         if packed is not None:
             scheme = module.scheme if isinstance(module, stock_modules.PackedEagerLinear) else packed.scheme
             yield _served(full_name, scheme, packed.problem, packed._info(), noted_reason(module, parameter_name))
+        elif isinstance(parameter, ACLPackedExperts):
+            one = parameter.expert(0)
+            served = _served(full_name, parameter.scheme, one.problem, one._info())
+            yield dataclasses.replace(served, experts=parameter.shape[0])
         elif full_name in stock:
             yield from _of_stock(full_name, stock[full_name])
-        elif isinstance(module, torch.nn.Linear) and parameter_name == "weight":
-            n, k = parameter.shape
+        elif (weight := weights.get(parameter_name)) is not None:
+            n, k = shape_of(weight, parameter)
             state = "not quantized" if observer_of(module) is None else "prepared, not converted"
+            experts, reason = parameter.shape[0] if weight.experts else 0, noted_reason(module, parameter_name)
             scheme = f"{state} ({parameter.dtype})"
-            yield LayerExplanation(full_name, (n, k), scheme, "torch", reason=noted_reason(module, parameter_name))
+            yield LayerExplanation(full_name, (n, k), scheme, "torch", reason=reason, experts=experts)
 
 
 def _of_stock(name: str, found: Found) -> list[LayerExplanation]:

@@ -11,31 +11,38 @@ from torch import Tensor
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from . import kernels, progress
-from .affine_quantized import as_weight, packed_weight_of
+from .affine_quantized import as_weight
 from .calibration import observe, remove_observer
 from .config import (
     CONFIGS,
     ACLInt8DynamicActivationInt4WeightConfig,
     ACLInt8StaticActivationInt8WeightConfig,
 )
-from .layer_checks import Config, act_quantization, check_layer, has_scheme, layout_of, weight_of
+from .experts import ACLPackedExperts, is_packed, packed_in
+from .layer_checks import Config, act_quantization, check_layer, has_scheme, layout_of, unsupported_error, weight_of
+from .module_weights import owner_of, shape_of, weights_of
+from .module_weights import weight_of as described_weight
 from .observers import DEFAULT, make_observer
 from .outcomes import QUANTIZED_ALREADY, TOLD, Outcome, note_reason
 from .stored_weights import in_another_scheme
 from .tensor import ACLPackedTensor
+from .ties import keep_tied
+
+_Packed = ACLPackedTensor | ACLPackedExperts
 
 
 class _ExtraRepr:
-    """A module's ``extra_repr`` followed by what its weight is now. Picklable, unlike a bound partial."""
+    """A module's ``extra_repr`` followed by what its weights are now. Picklable, unlike a bound partial."""
 
-    def __init__(self, module: torch.nn.Module, parameter_name: str) -> None:
+    def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
-        self.parameter_name = parameter_name
 
     def __call__(self) -> str:
-        original = type(self.module).extra_repr(self.module)
-        packed = packed_weight_of(getattr(self.module, self.parameter_name))
-        return original if packed is None else f"{original}, {self.parameter_name}={packed!r}"
+        parts = [type(self.module).extra_repr(self.module)]
+        for name, parameter in self.module.named_parameters(recurse=False):
+            if (packed := packed_in(parameter)) is not None:
+                parts.append(f"{name}={packed!r}")
+        return ", ".join(part for part in parts if part)
 
 
 def _torchaos_call(*variables: str) -> dict[str, Any] | None:
@@ -71,10 +78,11 @@ def described(module: torch.nn.Module, parameter_name: str) -> str:
 def quantize_layer(
     module: torch.nn.Module, parameter_name: str, config: Config, name: str, requantize: bool = False
 ) -> Outcome:
-    """Quantizes one layer in place, wholly or not at all.
+    """Quantizes one weight of a layer in place, wholly or not at all.
 
     Args:
-        module, parameter_name: where the weight is. Biases and other 1-D parameters are passed over.
+        module, parameter_name: where the weight is; with a dot if a module inside has it. Biases and other 1-D
+            parameters are passed over.
         name: of the parameter, for messages.
         requantize: whether a weight that is packed in another scheme already is quantized anew from what it holds.
 
@@ -84,7 +92,7 @@ def quantize_layer(
     weight = weight_of(module, parameter_name)
     if weight.dim() == 1:
         return Outcome("passed over")
-    packed = packed_weight_of(weight)
+    packed = packed_in(weight)
     if packed is not None and (not requantize or has_scheme(packed, config)):
         remove_observer(module)
         return Outcome("kept")
@@ -92,7 +100,6 @@ def quantize_layer(
     try:
         if isinstance(config, ACLInt8StaticActivationInt8WeightConfig) and config.step == "prepare":
             check_layer(module, parameter_name, config)
-            assert isinstance(module, torch.nn.Linear)
             observe(module, make_observer(config.observer or DEFAULT, config.act_mapping_type, config.act_dtype))
             return Outcome("prepared")
         made = _packed(module, weight, packed, config, parameter_name)
@@ -103,66 +110,103 @@ def quantize_layer(
     if reason:
         if not isinstance(config, ACLInt8DynamicActivationInt4WeightConfig) or config.on_unsupported == "skip":
             remove_observer(module)
-            note_reason(module, parameter_name, reason)
+            owner, attribute = owner_of(module, parameter_name)
+            note_reason(owner, attribute, reason)
             return Outcome("left", reason)
         try:
             made = _packed(module, weight, packed, config.fallback(), parameter_name)
         except (ValueError, NotImplementedError) as error:
             raise type(error)(f"{name} was not quantized, nor to int8: {error}") from None
-    kernels.warn_if_slow(made.kernel, name, *made.problem)
-    put_weight(module, parameter_name, torch.nn.Parameter(as_weight(made), requires_grad=False), reason)
+    one = made.expert(0) if isinstance(made, ACLPackedExperts) else made
+    kernels.warn_if_slow(one.kernel, name, *one.problem)
+    parameter = torch.nn.Parameter(made if one is not made else as_weight(one), requires_grad=False)
+    put_weight(module, parameter_name, parameter, reason)
+    if packed is None and one is made:
+        keep_tied(weight_of(module, parameter_name), weight)
     progress.layer_done()
     return Outcome("int8" if reason else "quantized", reason)
 
 
 def _packed(
-    module: torch.nn.Module, weight: Tensor, packed: ACLPackedTensor | None, config: Config, parameter_name: str
-) -> ACLPackedTensor:
+    module: torch.nn.Module, weight: Tensor, packed: _Packed | None, config: Config, parameter_name: str
+) -> _Packed:
     """A layer's weight as a configuration wants it, from floats or from what is packed already."""
     check_layer(module, parameter_name, config)
-    layout = layout_of(config, weight.shape[-1])
+    kind = described_weight(module, parameter_name)
+    layout = layout_of(config, shape_of(kind, weight)[1])
     search = isinstance(config, ACLInt8DynamicActivationInt4WeightConfig) and config.search
     activations = act_quantization(module, config)
-    if packed is not None:
-        return in_another_scheme(packed, layout, *activations, search)
-    made: ACLPackedTensor = ACLPackedTensor.from_hp(weight, layout, *activations, search)
-    return made
+
+    def matrix(floats: Tensor, held: ACLPackedTensor | None) -> ACLPackedTensor:
+        made: ACLPackedTensor
+        if held is None:
+            made = ACLPackedTensor.from_hp(floats.t() if kind.transposed else floats, layout, *activations, search)
+        else:
+            made = in_another_scheme(held, layout, *activations, search)
+        return made.t() if kind.transposed else made
+
+    if isinstance(packed, ACLPackedExperts):
+        experts = packed
+        return ACLPackedExperts.stack(weight.shape[0], lambda i: matrix(weight, experts.expert(i)))
+    if kind.experts:
+        return ACLPackedExperts.stack(weight.shape[0], lambda i: matrix(weight[i], None))
+    return matrix(weight, packed)
 
 
 def put_weight(module: torch.nn.Module, parameter_name: str, weight: torch.nn.Parameter, reason: str = "") -> None:
-    """Replaces a parameter by a packed weight, which the module's text then tells of; an observer goes.
+    """Replaces a parameter by a packed weight, which its module's text then tells of; an observer goes.
 
     ``reason`` is why the weight is another one than was asked for.
     """
-    setattr(module, parameter_name, weight)
-    module.extra_repr = _ExtraRepr(module, parameter_name)  # type: ignore[method-assign]
-    remove_observer(module)
-    note_reason(module, parameter_name, reason)
+    owner, attribute = owner_of(module, parameter_name)
+    setattr(owner, attribute, weight)
+    owner.extra_repr = _ExtraRepr(owner)  # type: ignore[method-assign]
+    remove_observer(owner)
+    note_reason(owner, attribute, reason)
 
 
 def put_floats(module: torch.nn.Module, parameter_name: str, weight: torch.nn.Parameter) -> None:
     """Replaces a packed weight by floats; the module's text is its own again."""
-    setattr(module, parameter_name, weight)
+    module._parameters[parameter_name] = weight  # on purpose: setting the attribute would warn
     if isinstance(vars(module).get("extra_repr"), _ExtraRepr):
         del module.extra_repr
     remove_observer(module)
     note_reason(module, parameter_name, "")
 
 
-def _handle(module: torch.nn.Module, config: Config, *, parameter_name: str = "weight") -> torch.nn.Module:
+def names_of_weights(module: torch.nn.Module) -> tuple[str, ...]:
+    """The parameters of a module that a configuration for the whole of it is for."""
+    return tuple(weight.name for weight in weights_of(module)) or ("weight",)
+
+
+def _handle(module: torch.nn.Module, config: Config, *, parameter_name: str | None = None) -> torch.nn.Module:
     """Torchao hands over a layer at a time: what happens otherwise than was asked for is said of each."""
-    weight_of(module, parameter_name)
-    name = described(module, parameter_name)
+    names = names_of_weights(module) if parameter_name is None else (parameter_name,)
+    for name in names:
+        weight_of(module, name)
     _warn_if_nothing_changes(module, config)
     try:
-        outcome = quantize_layer(module, parameter_name, config, name)
+        if len(names) > 1 and config.on_unsupported == "raise":
+            _check_all(module, names, config)
+        for name in names:
+            outcome = quantize_layer(module, name, config, described(module, name))
+            if outcome.reason:
+                warnings.warn(f"{described(module, name)} {TOLD[outcome.state]}: {outcome.reason}", stacklevel=2)
     finally:  # what SmoothQuant put there is this layer's alone
         for found in ("act_quant_scale", "act_quant_zero_point"):
             if found in vars(config):
                 delattr(config, found)
-    if outcome.reason:
-        warnings.warn(f"{name} {TOLD[outcome.state]}: {outcome.reason}", stacklevel=2)
     return module
+
+
+def _check_all(module: torch.nn.Module, names: tuple[str, ...], config: Config) -> None:
+    """A module of several weights is quantized as a whole or not at all."""
+    for name in names:
+        if is_packed(weight_of(module, name)):
+            continue
+        error = unsupported_error(module, name, config)
+        if error is not None:
+            raise type(error)(f"{described(module, name)} was not quantized: {error}")
 
 
 def _warn_if_nothing_changes(module: torch.nn.Module, config: Config) -> None:
@@ -174,13 +218,17 @@ def _warn_if_nothing_changes(module: torch.nn.Module, config: Config) -> None:
     if call is None or not isinstance(call["model"], torch.nn.Module) or not callable(call["filter_fn"]):
         return
     taken = (layer for name, layer in call["model"].named_modules() if call["filter_fn"](layer, name))
-    packed: list[ACLPackedTensor] = []
+    packed: list[_Packed] = []
     for layer in taken:
-        weight = getattr(layer, "weight", None)
-        held = packed_weight_of(weight) if isinstance(weight, Tensor) else None
-        if held is None or (not packed and layer is not module):
+        if not packed and layer is not module:
             return
-        packed.append(held)
+        for name in names_of_weights(layer):
+            owner, attribute = owner_of(layer, name)
+            weight = getattr(owner, attribute, None)
+            held = packed_in(weight) if isinstance(weight, Tensor) else None
+            if held is None:
+                return
+            packed.append(held)
     if packed and not all(has_scheme(held, config) for held in packed):
         warnings.warn(QUANTIZED_ALREADY, stacklevel=3)
 

@@ -7,14 +7,16 @@ from torch import Tensor
 from torchao.quantization.quant_primitives import MappingType
 
 from . import kernels
-from .affine_quantized import packed_weight_of
 from .calibration import observer_of
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,
     ACLInt8DynamicActivationInt8WeightConfig,
     ACLInt8StaticActivationInt8WeightConfig,
 )
+from .experts import ACLPackedExperts, packed_in
 from .layout import ACLPackedLayout
+from .module_weights import check_served, owner_of, shape_of
+from .module_weights import weight_of as described_weight
 from .observers import name_of, observed_quantization
 from .outcomes import noted_reason
 from .packing import problem_of
@@ -30,12 +32,13 @@ Config = (
 
 
 def weight_of(module: torch.nn.Module, parameter_name: str) -> Tensor:
-    """The parameter that a configuration is for.
+    """The parameter that a configuration is for; of a module inside of it if its name has a dot.
 
     Raises:
         ValueError: if there is none.
     """
-    weight = getattr(module, parameter_name, None)
+    owner, attribute = owner_of(module, parameter_name)
+    weight = getattr(owner, attribute, None)
     if not isinstance(weight, torch.Tensor):
         raise ValueError(
             f"{type(module).__name__}({module.extra_repr()}) has no parameter '{parameter_name}' to quantize: choose "
@@ -57,21 +60,28 @@ def check_layer(module: torch.nn.Module, parameter_name: str, config: Config) ->
     Raises:
         ValueError, NotImplementedError: why ``config`` cannot be applied.
     """
-    weight = weight_of(module, parameter_name)
-    if packed_weight_of(weight) is None:
+    weight, kind = weight_of(module, parameter_name), described_weight(module, parameter_name)
+    check_served(module, kind)
+    if packed_in(weight) is None:
         if (source := source_of(weight)) is not None:
             raise ValueError(
                 f"it is quantized already, by {source}: ao_arm.pack_(model) takes it over, or says why not"
             )
-        check_weight(weight)
-    n, k = weight.shape
+        if kind.experts and weight.dim() != 3:
+            raise ValueError(f"it must be (experts, n, k), not of shape {tuple(weight.shape)}")
+        check_weight(weight[0] if kind.experts else weight)
+    n, k = shape_of(kind, weight)
     _check_shape(n, k, layout_of(config, k))
-    if not isinstance(config, ACLInt8StaticActivationInt8WeightConfig) or config.step != "prepare":
+    if not isinstance(config, ACLInt8StaticActivationInt8WeightConfig):
         return
-    if not isinstance(module, torch.nn.Linear) or parameter_name != "weight":
+    if kind.experts:
         raise NotImplementedError(
-            "it cannot be calibrated: only the weights of nn.Linear layers can, which multiply their input. Give its "
-            "act_scale in one shot, or leave it out"
+            "experts quantize activations as they come: take acl_int8_dynamic or acl_int4_grouped, or leave it out"
+        )
+    if config.step == "prepare" and not kind.observed:
+        raise NotImplementedError(
+            "it cannot be calibrated: only the weights of nn.Linear layers can, and of Conv1D, which multiply their "
+            "input. Give its act_scale in one shot, or leave it out"
         )
 
 
@@ -84,7 +94,7 @@ def unsupported_error(
         if not isinstance(config, ACLInt8StaticActivationInt8WeightConfig) or config.step != "prepare":
             act_quantization(module, config)
         weight = weight_of(module, parameter_name)
-        if packed_weight_of(weight) is None:
+        if packed_in(weight) is None:
             check_finite(weight)
     except (ValueError, NotImplementedError) as error:
         return error
@@ -138,8 +148,10 @@ def _found_by_torchao(config: ACLInt8StaticActivationInt8WeightConfig) -> tuple[
     return scale, (zero_point.reshape(1).to(torch.int32) + shift).to(config.act_dtype)
 
 
-def has_scheme(packed: ACLPackedTensor, config: Config) -> bool:
+def has_scheme(packed: ACLPackedTensor | ACLPackedExperts, config: Config) -> bool:
     """Whether a packed weight is what a configuration would make of it, its policy included."""
+    if isinstance(packed, ACLPackedExperts):
+        packed = packed.expert(0)
     n, k = packed.weight_shape
     layout = layout_of(config, k)
     if isinstance(config, ACLInt8DynamicActivationInt4WeightConfig) and config.on_unsupported == "int8":

@@ -57,6 +57,11 @@ def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> T
     """
     if getattr(weight, "transposed", True):  # an ordinary tensor, whose input is packed, knows no such thing
         raise NotImplementedError("F.linear takes an ACLPackedTensor as its weight only, and not a transposed one")
+    return multiply(input, weight, bias)
+
+
+def multiply(input: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+    """``linear``, whichever way the weight shows itself: also ``input @ weight + bias`` of a transposed one."""
     if _is_autocast_enabled("cpu") and input.dtype is torch.float32:
         input = input.to(torch.get_autocast_dtype("cpu"))
     if weight.act_pre_scale is not None:

@@ -60,11 +60,16 @@ def pack(plain: Plain, layout: ACLPackedLayout) -> Packed:
     return Packed(_ops.call(_ops.pack_int8, qdata, kernel), scale)
 
 
-def unpack(packed: Packed, n: int, k: int, layout: ACLPackedLayout) -> Plain:
-    """Exactly what was packed."""
+def unpack(packed: Packed, n: int, k: int, layout: ACLPackedLayout, rows: Tensor | None = None) -> Plain:
+    """Exactly what was packed; with ``rows``, (m,) int64, these alone, in their order.
+
+    Raises:
+        ValueError: if there is no such row.
+    """
     if packed.weight_scale is not None:
-        return Plain(_ops.call(_ops.unpack_int8, packed.packed_weight, n, k), packed.weight_scale)
+        qdata = _ops.call(_ops.unpack_int8, packed.packed_weight, n, k, rows)
+        return Plain(qdata, packed.weight_scale if rows is None else packed.weight_scale[rows])
     problem = problem_of(n, k, layout)
     groups = (problem.group_size, problem.float_scales, problem.zero_points)
-    qdata, scale, zero_point = _ops.call(_ops.unpack_int4, packed.packed_weight, n, k, *groups)
+    qdata, scale, zero_point = _ops.call(_ops.unpack_int4, packed.packed_weight, n, k, *groups, rows)
     return Plain(qdata, scale, zero_point if problem.zero_points else None)

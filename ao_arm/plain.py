@@ -42,8 +42,9 @@ class Plain:
     def dequantized(self) -> Tensor:
         """``(q - zero_point) * scale``, (n, k) float32."""
         n, k = self.qdata.shape
-        scale = self.scale.to(torch.float32).view(self.scale.shape[0], -1, 1)
-        groups = self.qdata.to(torch.float32).view(n, scale.shape[1], -1)
+        count = self.scale.shape[1] if self.scale.dim() == 2 else 1
+        scale = self.scale.to(torch.float32).view(self.scale.shape[0], count, 1)
+        groups = self.qdata.to(torch.float32).view(n, count, k // count)
         if self.zero_point is not None:
             groups = groups - self.zero_point[..., None].to(torch.float32)
         return (groups * scale).view(n, k)

@@ -14,9 +14,9 @@ from torch import Tensor
 from torchao.quantization import FqnToConfig
 
 from . import text_table
-from .affine_quantized import packed_weight_of
 from .config import CONFIGS, ACLInt8DynamicActivationInt4WeightConfig, ACLInt8StaticActivationInt8WeightConfig
-from .handlers import put_weight, quantize_layer
+from .experts import packed_in
+from .handlers import names_of_weights, put_weight, quantize_layer
 from .layer_checks import Config, has_scheme, unsupported_error, weight_of
 from .module_weights import quantizable
 from .outcomes import QUANTIZED_ALREADY, TOLD, Outcome
@@ -91,7 +91,7 @@ class _Planned:
         return self.module.get_parameter(self.parameter_name)
 
     def is_packed_otherwise(self) -> bool:
-        packed = packed_weight_of(self.weight)
+        packed = packed_in(self.weight)
         return packed is not None and not has_scheme(packed, self.config)
 
 
@@ -113,7 +113,7 @@ def quantize_(
         model: any module on the CPU.
         config: one of ao_arm's configurations, or an ``FqnToConfig`` of them. Its ``on_unsupported`` says what becomes
             of layers that cannot be quantized so; they are named in one warning and in the report.
-        filter_fn: called with a module and its name, chooses layers; by default all linear ones. Not with
+        filter_fn: called with a module and its name, chooses layers; ``ao_arm.quantizable`` by default. Not with
             ``FqnToConfig``, which takes layers as torchao does: by the names of parameters and modules, patterns after
             "re:", and "_default" for other linear layers. Biases and other 1-D parameters are passed over.
         requantize: whether layers that ao_arm quantized in another way are quantized again, one at a time, from what
@@ -148,7 +148,8 @@ def _plan(model: torch.nn.Module, config: Any, filter_fn: Any) -> Iterator[_Plan
         takes = quantizable if filter_fn is None else filter_fn
         for fqn, module in model.named_modules():
             if takes(module, fqn):
-                yield _Planned(fqn, module, "weight", config)
+                for name in names_of_weights(module):
+                    yield _Planned(_name(fqn, name), module, name, config)
         return
     if filter_fn is not None:
         raise ValueError("filter_fn and FqnToConfig both choose layers: leave filter_fn out")
@@ -157,8 +158,11 @@ def _plan(model: torch.nn.Module, config: Any, filter_fn: Any) -> Iterator[_Plan
             _check_config(chosen)
     for fqn, module in model.named_modules():
         for parameter_name, chosen in _configs_of(module, fqn, config.fqn_to_config).items():
-            name = fqn if parameter_name == "weight" else f"{fqn}.{parameter_name}".lstrip(".")
-            yield _Planned(name, module, parameter_name, chosen)
+            yield _Planned(_name(fqn, parameter_name), module, parameter_name, chosen)
+
+
+def _name(fqn: str, parameter_name: str) -> str:
+    return fqn if parameter_name == "weight" else f"{fqn}.{parameter_name}".lstrip(".")
 
 
 def _check_config(config: Any) -> None:
@@ -182,7 +186,7 @@ def _configs_of(module: torch.nn.Module, fqn: str, by_name: Mapping[str, Any]) -
             if by_name[full_name] is not None:
                 found[name] = by_name[full_name]
     if not matched and fqn in by_name:
-        return _for_module(by_name[fqn])
+        return _for_module(module, by_name[fqn])
     for name, full_name in full_names.items():
         if full_name in by_name:
             continue
@@ -193,12 +197,12 @@ def _configs_of(module: torch.nn.Module, fqn: str, by_name: Mapping[str, Any]) -
     if matched:
         return found
     for config in _matching(by_name, fqn):
-        return _for_module(config)
-    return _for_module(by_name.get("_default")) if quantizable(module, fqn) else {}
+        return _for_module(module, config)
+    return _for_module(module, by_name.get("_default")) if quantizable(module, fqn) else {}
 
 
-def _for_module(config: Config | None) -> dict[str, Config]:
-    return {} if config is None else {"weight": config}
+def _for_module(module: torch.nn.Module, config: Config | None) -> dict[str, Config]:
+    return {} if config is None else dict.fromkeys(names_of_weights(module), config)
 
 
 def _matching(by_name: Mapping[str, Any], name: str) -> Iterator[Any]:
@@ -228,7 +232,7 @@ def _check(planned: list[_Planned], requantize: bool) -> None:
 def _refusal(each: _Planned, requantize: bool) -> Exception | None:
     """Why a layer cannot be quantized, unless ``on_unsupported`` has an answer to it."""
     config = each.config
-    if packed_weight_of(each.weight) is not None:
+    if packed_in(each.weight) is not None:
         if not requantize or not each.is_packed_otherwise():
             return None
         if isinstance(config, ACLInt8StaticActivationInt8WeightConfig) and config.step is not None:
@@ -258,7 +262,7 @@ def _quantized(model: torch.nn.Module, planned: list[_Planned], requantize: bool
             put_weight(each.module, each.parameter_name, known[2], outcome.reason)
         else:
             outcome = quantize_layer(each.module, each.parameter_name, each.config, each.name, requantize)
-            if requantize and packed_weight_of(weight) is not None:
+            if requantize and packed_in(weight) is not None:
                 _follow(model, weight, each.parameter)
             static = isinstance(each.config, ACLInt8StaticActivationInt8WeightConfig)
             if uses[id(weight)] > 1 and outcome.state in ("quantized", "int8") and not static:
@@ -274,7 +278,7 @@ def _follow(model: torch.nn.Module, old: Tensor, new: torch.nn.Parameter) -> Non
 
 
 def _entry(each: _Planned, outcome: Outcome) -> QuantizedEntry:
-    packed = packed_weight_of(each.weight)
+    packed = packed_in(each.weight)
     scheme = "" if packed is None else packed.scheme
     if outcome.state == "prepared":
         scheme = "prepared, not converted"

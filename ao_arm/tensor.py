@@ -77,12 +77,13 @@ class ACLPackedTensor(_Base):
     _layout: ACLPackedLayout
     _symmetric: bool | None
     _per_token: bool
+    _parts: dict[tuple[int, int, int], ACLPackedTensor]  # what it was split into, by dimension, start and end
     _is_param: bool  # torch's mark of what is a parameter
 
     tensor_data_names = ["qdata", "scale"]  # noqa: RUF012 (torchao wants lists)
     optional_tensor_data_names = ["act_pre_scale", "zero_point"]  # noqa: RUF012
     # Two numbers rather than two tensors: transformers knows tensors of certain names only.
-    tensor_attribute_names = ["_layout", "weight_dtype", "act_quantization"]  # noqa: RUF012
+    tensor_attribute_names = ["_layout", "weight_dtype", "act_quantization", "transposed"]  # noqa: RUF012
 
     def __new__(
         cls,
@@ -122,15 +123,18 @@ class ACLPackedTensor(_Base):
     ) -> ACLPackedTensor:
         n, k = weight_shape
         packed_weight: Any = inner["packed_weight"]
-        made: Any = torch.Tensor._make_wrapper_subclass(
-            cls, (k, n) if transposed else (n, k), dtype=weight_dtype, device=packed_weight.device, requires_grad=False
-        )
+        shape, device = (k, n) if transposed else (n, k), packed_weight.device
+        with torch.inference_mode(False):  # torch cannot make an inference tensor a view of a weight
+            made: Any = torch.Tensor._make_wrapper_subclass(
+                cls, shape, dtype=weight_dtype, device=device, requires_grad=False
+            )
         for name in _INNER:
             setattr(made, name, inner.get(name))
         made._layout = layout
         made.weight_shape = (n, k)
         made.weight_dtype = weight_dtype
         made.transposed = transposed
+        made._parts = {}
         # What linear reads on each call, as plain attributes: reading a tensor's shape or dtype costs microseconds.
         made._symmetric = _SYMMETRIC.get(layout.activation_mapping)
         made._per_token = layout.activation_granularity == "per_token"
@@ -258,8 +262,9 @@ class ACLPackedTensor(_Base):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the weight takes: packed bytes and scales."""
-        return sum(int(tensor.nbytes) for tensor in self._inner().values())
+        """Bytes of memory that the weight takes: packed bytes and scales, and those of parts that it was split into."""
+        own = sum(int(tensor.nbytes) for tensor in self._inner().values())
+        return own + sum(part.nbytes for part in self._parts.values())
 
     @property
     def problem(self) -> kernels.Problem:
@@ -267,9 +272,10 @@ class ACLPackedTensor(_Base):
         full_range = self._is_readable() and bool(self._info().get("full_range"))
         return problem_of(*self.weight_shape, self._layout, full_range)
 
-    def plain(self) -> Plain:
-        """Exactly what was packed; reading its parts one by one would unpack for each."""
-        return unpack(Packed(self._bytes(), self.weight_scale), *self.weight_shape, self._layout)
+    def plain(self, rows: Tensor | None = None) -> Plain:
+        """Exactly what was packed; reading its parts one by one would unpack for each. With ``rows``, (m,) int64, of
+        these rows of (n, k) alone."""
+        return unpack(Packed(self._bytes(), self.weight_scale), *self.weight_shape, self._layout, rows)
 
     @property
     def qdata(self) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from .linear import linear
+from .linear import linear, multiply
 from .tensor import ACLPackedTensor
 
 aten = torch.ops.aten
@@ -37,6 +40,7 @@ def copy_weight(target: Tensor, source: Tensor) -> None:
         theirs, ours = getattr(source, name), getattr(target, name)
         if theirs != ours:
             raise ValueError(f"a weight with {name.strip('_')} {theirs} cannot be copied into one with {ours}")
+    target._parts = {}
     if target.packed_weight.shape == source.packed_weight.shape:
         target.packed_weight.copy_(source.packed_weight)
     else:
@@ -129,6 +133,44 @@ def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
     return made._rewrap(torch.clone, transposed=weight.transposed)
 
 
+@implements([aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default])
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> list[Tensor]:
+    """As nn.MultiheadAttention does it in each call with other keys than queries: packed once, and kept."""
+    weight, sizes, dim = args[0], args[1], ([*args[2:], kwargs.get("dim", 0)])[0]
+    length = weight.shape[dim]
+    if func is not aten.split_with_sizes.default:
+        size = -(-length // sizes) if func is aten.chunk.default else sizes
+        sizes = [min(size, length - at) for at in range(0, length, size)]
+    ends = list(itertools.accumulate(sizes))
+    with torch.inference_mode(False):  # they are for calls outside of it, too
+        return [_kept_part(weight, dim, end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def attention(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Any:
+    """``F.multi_head_attention_forward``: its products are calls of our ops if rows of its inputs follow each other."""
+    rows = {id(tensor): tensor.contiguous() for tensor in args[:3]}  # it asks whether they are the same tensor
+    with torch._C.DisableTorchFunctionSubclass():
+        return func(*(rows[id(tensor)] for tensor in args[:3]), *args[3:], **kwargs)
+
+
+ACLPackedTensor.implements_torch_function(F.multi_head_attention_forward)(attention)
+
+
+def _kept_part(weight: ACLPackedTensor, dim: int, start: int, end: int) -> ACLPackedTensor:
+    if not weight._is_readable():
+        warnings.warn(
+            f"a packed weight of shape {tuple(weight.shape)} is split in a graph, which unpacks it and packs its parts "
+            "in each call: nn.MultiheadAttention does so unless query, key and value are one tensor. Leave it out of "
+            "what is compiled, with torch.compiler.disable, or of what is quantized, with filter_fn",
+            stacklevel=2,
+        )
+        return aten.slice.Tensor(weight, dim, start, end)  # type: ignore[no-any-return]
+    key = (dim, start, end)
+    if key not in weight._parts:
+        weight._parts[key] = aten.slice.Tensor(weight, dim, start, end)
+    return weight._parts[key]._rewrap()  # autograd marks what it is given as a view
+
+
 def _groups(k: int, group_size: int, start: int | None = None, end: int | None = None, step: int = 1) -> slice:
     """The groups that a slice along k consists of."""
     first, last, step = slice(start, end, step).indices(k)
@@ -142,10 +184,12 @@ def _groups(k: int, group_size: int, start: int | None = None, end: int | None =
 
 @implements(aten.embedding.default)
 def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    """For a weight that a language model shares between its head and its embedding. Dequantizes, so it is slow."""
-    weight, indices, *rest = args
-    looked_up: Tensor = aten.embedding.default(weight.dequantize(), indices, *rest, **kwargs)
-    return looked_up
+    """For a weight that a language model shares between its head and its embedding: unpacks the rows asked for."""
+    weight, indices = args[:2]
+    if weight.transposed:
+        raise NotImplementedError("an ACLPackedTensor is looked up row by row of (n, k), and not if it is transposed")
+    looked_up = weight.plain(indices.reshape(-1).long()).dequantized().to(weight.weight_dtype)
+    return looked_up.reshape(*indices.shape, looked_up.shape[1])  # type: ignore[no-any-return]
 
 
 def _matmul(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -154,10 +198,10 @@ def _matmul(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError(
             "an ACLPackedTensor multiplies as x @ w.t() or F.linear(x, w) only; dequantize() it for other products"
         )
-    return linear(input, weight._rewrap(transposed=False), bias)
+    return multiply(input, weight, bias)
 
 
-@implements(aten.mm.default)
+@implements([aten.mm.default, aten.matmul.default])
 def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
     return _matmul(args[0], args[1], None)
 

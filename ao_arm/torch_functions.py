@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .gradients import are_asked_for, require_for_weight
-from .linear import linear
+from .linear import multiply
 
 _REQUIRE_A_GRADIENT = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 #: Of activations and a weight; with a bias in front; whether any number of dimensions will do.
@@ -52,4 +52,4 @@ def _product_with_gradient(args: tuple[Any, ...], held: Callable[[Any], Any], ha
         return NotImplemented
     if (not any_rank and input.dim() != 2) or (bias is not None and bias.dim() != 1):
         return NotImplemented
-    return linear(input, packed._rewrap(transposed=False), bias)
+    return multiply(input, packed, bias)

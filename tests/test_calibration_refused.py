@@ -11,7 +11,7 @@ from calibrated import K, Model, N, assert_like, batches, calibrated
 from torch import nn
 from torchao.quantization import FqnToConfig, MappingType, quantize_
 
-from ao_arm import acl_int8_static, packed_weight_of
+from ao_arm import acl_int8_static, packed_weight_of, quantizable
 
 pytestmark = pytest.mark.x86
 
@@ -100,14 +100,13 @@ def test_only_linear_layers_can_be_calibrated() -> None:
     assert packed_weight_of(model[0].other) is not None
 
 
-def test_a_layer_that_is_not_called_is_named() -> None:
-    """nn.MultiheadAttention hands the weight of its output layer on, so that its observer sees nothing."""
-    model = nn.MultiheadAttention(K, 2)
-
-    def linear(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear)
-
-    quantize_(model, acl_int8_static("prepare"), filter_fn=linear)
-    model(*[torch.randn(3, 2, K)] * 3)
-    with pytest.raises(ValueError, match=r"'out_proj.weight' of .* saw no data"):
-        quantize_(model, acl_int8_static("convert"), filter_fn=linear)
+def test_attention_is_refused_before_it_is_calibrated() -> None:
+    """nn.MultiheadAttention hands the weights of its layers on, so that an observer would see nothing."""
+    model = nn.Sequential(nn.MultiheadAttention(K, 2))
+    for filter_fn, name in (
+        (quantizable, "0.in_proj"),
+        (lambda module, _: isinstance(module, nn.Linear), "0.out_proj"),
+    ):
+        with pytest.raises(NotImplementedError, match=rf"'{name}.* of .* cannot be calibrated: .* leave it out"):
+            quantize_(model, acl_int8_static("prepare"), filter_fn=filter_fn)
+    assert not any(module._forward_pre_hooks for module in model.modules())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import quantized_layers_of
 from torch import nn
-from torchao.quantization import MappingType, quantize_
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, MappingType, quantize_
 
 import ao_arm
 from ao_arm import kernels
@@ -41,7 +41,11 @@ def test_explain_lists_layers_that_are_not_quantized() -> None:
 
 def test_explain_prints_a_table_and_the_reasons() -> None:
     text = str(ao_arm.explain(nn.Sequential(*quantized_layers_of(64, 48), nn.Linear(48, 10))))
-    first, _, *lines = text.splitlines()
+    covered, linear, vectors, first, _, *lines = text.splitlines()
+    assert covered == "85% of 3.6 k parameters quantized by ao_arm; not: Linear.weight 13%, biases and norms 2%"
+    assert linear.startswith("  Linear.weight (480; 1): was not chosen") and vectors.startswith(
+        "  biases and norms (58"
+    )
     assert first.split("  ")[0] == "layer"
     assert lines[0].startswith("0 ") and "48 x 64" in lines[0] and kernels.select(48, 64) in lines[0]
     assert lines[1].startswith("1 ") and "not quantized" in lines[1]
@@ -131,3 +135,61 @@ def test_a_slower_kernel_for_4_bit_weights_is_warned_of(monkeypatch: pytest.Monk
     ):
         quantized_layers_of(96, 33, config=ao_arm.acl_int4_grouped(32, MappingType.ASYMMETRIC, torch.float32))
     assert asked == [kernels.Problem(33, 96, 32, True, True)]
+
+
+# --- what holds the rest ---
+
+
+def test_coverage_names_what_is_not_quantized_and_why() -> None:
+    model = nn.ModuleDict(
+        {
+            "chosen": nn.Linear(64, 48),
+            "left": nn.Linear(64, 10),
+            "attention": nn.MultiheadAttention(64, 2),
+            "embedding": nn.Embedding(50, 64),
+            "convolution": nn.Conv1d(3, 4, 2),
+            "by torchao": nn.Linear(32, 32, bias=False),
+        }
+    )
+    model["head"] = nn.Linear(64, 50, bias=False)
+    model["head"].weight = model["embedding"].weight
+    model["unknown"] = nn.ParameterDict({"experts": torch.zeros(2, 3, 4), "matrix": torch.zeros(3, 4)})
+    quantize_(model, Int8DynamicActivationInt8WeightConfig(version=2), filter_fn=lambda _, name: name == "by torchao")
+    quantize_(model, ao_arm.acl_int8_dynamic(), filter_fn=lambda _, name: name == "chosen")
+    coverage = ao_arm.explain(model).coverage
+    rest = {holder.name: holder for holder in coverage.rest}
+    assert coverage.quantized == 64 * 48
+    # The head shares the embedding's weight, which counts once.
+    counted = 64 * 48 + 48 + 64 * 10 + 10 + 4 * 64 * 64 + 4 * 64 + 50 * 64 + 24 + 4 + 32 * 32 + 24 + 12
+    assert coverage.parameters == counted == coverage.quantized + sum(holder.parameters for holder in coverage.rest)
+    assert coverage.share == coverage.quantized / counted
+    for name, parameters, place, why in (
+        ("Linear.weight", 64 * 10, "left", "was not chosen"),
+        ("MultiheadAttention.in_proj_weight", 3 * 64 * 64, "attention", "filter_fn=ao_arm.quantizable"),
+        ("NonDynamicallyQuantizableLinear.weight", 64 * 64, "attention.out_proj", "its nn.MultiheadAttention"),
+        ("Embedding.weight", 50 * 64, "embedding", "looks up rows"),
+        ("Conv1d.weight", 24, "convolution", "no kernels for convolutions"),
+        ("ParameterDict.experts", 24, "unknown", "multiplies by 3-D weights"),
+        ("ParameterDict.matrix", 12, "unknown", "name it in an FqnToConfig"),
+        ("biases and norms", 48 + 10 + 4 * 64 + 4, "chosen", "vectors stay floats"),
+    ):
+        holder = rest.pop(name)
+        assert (holder.parameters, holder.places[0]) == (parameters, place), name
+        assert why in holder.why, name
+    assert not rest
+    with pytest.raises(NotImplementedError, match=r"'by torchao.weight' of .* it is by torchao's .*ao_arm.pack_"):
+        quantize_(model, ao_arm.acl_int8_dynamic(), filter_fn=ao_arm.quantizable)
+    ao_arm.pack_(model)
+    quantize_(model, ao_arm.acl_int8_dynamic(), filter_fn=ao_arm.quantizable)
+    left = {holder.name for holder in ao_arm.explain(model).coverage.rest}
+    assert not left & {"Linear.weight", "MultiheadAttention.in_proj_weight", "NonDynamicallyQuantizableLinear.weight"}
+
+
+def test_coverage_of_stock_layers_and_of_nothing() -> None:
+    model = nn.Sequential(nn.Linear(32, 32, bias=False))
+    quantize_(model, Int8DynamicActivationInt8WeightConfig(version=2))
+    (holder,) = ao_arm.explain(model).coverage.rest
+    assert holder.parameters == 32 * 32 and "ao_arm.pack_(model) takes it over" in holder.why
+    ao_arm.pack_(model)
+    assert str(ao_arm.explain(model).coverage) == "100% of 1.0 k parameters quantized by ao_arm"
+    assert str(ao_arm.explain(nn.ReLU()).coverage) == ""

@@ -71,6 +71,7 @@ def op_calls() -> dict[str, tuple[object, tuple[object, ...]]]:
         "pack_int4": (_ops.pack_int4, (*plain, "")),
         "pack_int4, zero points": (_ops.pack_int4, (*affine, "")),
         "unpack_int4": (_ops.unpack_int4, (packed, 33, 64, 32, False, False)),
+        "unpack_int4, rows": (_ops.unpack_int4, (packed, 33, 64, 32, False, False, torch.tensor([32, 0]))),
         "unpack_int4, zero points": (_ops.unpack_int4, (affine_packed, 5, 33, 33, True, True)),
     }
 

@@ -28,6 +28,10 @@ def test_unpacking_inverts_packing(scale_dtype: torch.dtype, zeros: bool, kernel
         assert cases.same_bits(values[1], scale)
         assert torch.equal(values[2], torch.empty(0, 0, dtype=torch.int8) if zero_point is None else zero_point)
         assert torch.equal(packed, _ops.pack_int4(qdata, scale, zero_point, kernel4))
+        rows = torch.tensor([n - 1, 0, n // 2, n - 1])
+        some = _ops.unpack_int4(packed, n, k, group, floats, zeros, rows)
+        assert torch.equal(some[0], qdata[rows]) and cases.same_bits(some[1], scale[rows])
+        assert torch.equal(some[2], values[2] if zero_point is None else zero_point[rows])
 
 
 OWN_SIZES = {32: 1.14, 64: 1.075, 128: 1.045}

@@ -18,6 +18,8 @@ def test_matmul_is_exact_and_unpacking_inverts_packing(kernel: str) -> None:
         actual = _ops.matmul_int8(activations, packed)
         assert torch.equal(actual, reference.matmul_int8(activations, weight)), f"{m=} {n=} {k=}"
         assert torch.equal(_ops.unpack_int8(packed, *weight.shape), weight), f"{n=} {k=}"
+        rows = torch.tensor([n - 1, 0, n // 2, n - 1])
+        assert torch.equal(_ops.unpack_int8(packed, *weight.shape, rows), weight[rows]), f"rows of {n=} {k=}"
 
 
 @pytest.mark.parametrize("weight_value", (-127, 127))

@@ -446,9 +446,9 @@ def test_the_report_prints_a_table_with_reasons_and_notes() -> None:
             "int4": layer_by(INT4, torch.bfloat16),
         }
     )
-    explanation = str(ao_arm.explain(model)).splitlines()
-    assert [line for line in explanation if line.startswith("layer0, layer1, layer2 and 2 more: its activations")]
-    assert sum("pack_(model) takes it over" in line for line in explanation) == 2
+    explanation = ao_arm.explain(model)
+    assert "\nlayer0, layer1, layer2 and 2 more: its activations" in str(explanation)
+    assert sum("pack_(model) takes it over" in layer.scheme for layer in explanation) == 2
     report = pack_(model)
     header, _, first, *middle, last, reason, note = str(report).splitlines()
     assert header.split("  ")[0] == "layer" and header.endswith("packed as")

@@ -1,6 +1,7 @@
 """Weights that an embedding shares with the head."""
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import cases
@@ -88,4 +89,52 @@ def test_an_embedding_that_shares_the_packed_weight(
     packed = cases.packed_in(model.head)
     vectors = model.embedding(TOKENS)
     assert cases.same_bits(vectors, packed.dequantize()[TOKENS])
+    for tokens in (torch.tensor([49, 0, 49, 7]), torch.tensor(3), torch.zeros(2, 0, dtype=torch.int32)):
+        assert cases.same_bits(model.embedding(tokens), packed.dequantize()[tokens.long()])
+    for wrong in (-1, 50):
+        with pytest.raises(ValueError, match=f"row {wrong} is not within 0 and 49"):
+            model.embedding(torch.tensor([0, wrong]))
     assert cases.same_bits(model(TOKENS), torch.nn.functional.linear(vectors, packed))
+
+
+def test_tying_the_head_again_keeps_its_packed_weight() -> None:
+    """To the floats that it was quantized from, unless those have changed since."""
+    model = LanguageModel()
+    quantize_(model, ao_arm.acl_int8_dynamic())
+    packed = model.head.weight
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.head.weight = model.embedding.weight
+    assert model.head.weight is packed
+    assert set(model.state_dict()) == {"embedding.weight", "head.weight"}
+    with torch.no_grad():
+        model.embedding.weight += 1
+    with pytest.warns(UserWarning, match=r"'weight' of Linear\(.*\) is replaced by a torch.float32 one.*tie_weights"):
+        model.head.weight = model.embedding.weight
+    assert model.head.weight is model.embedding.weight
+
+
+def test_transformers_ties_weights_again() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        n_embd=K, n_layer=1, n_head=2, vocab_size=50, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    quantize_(model, ao_arm.acl_int8_dynamic())
+    assert quantized_layers(model) == ["lm_head"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.tie_weights()
+    assert quantized_layers(model) == ["lm_head"]
+    copied = copy.deepcopy(model)
+    copied.transformer.wte.weight.data += 1
+    with pytest.warns(UserWarning, match="computes in floats again"):
+        copied.tie_weights()
+    assert quantized_layers(copied) == []
+
+
+def test_quantized_layers_are_converted() -> None:
+    """torch swaps the parameters in place, which it refuses to do to what has weak references."""
+    model = LanguageModel()
+    quantize_(model, ao_arm.acl_int8_dynamic())
+    assert quantized_layers(model.to(torch.bfloat16)) == ["head"] and model.head.weight.dtype == torch.bfloat16

@@ -122,6 +122,16 @@ def test_the_transpose_shows_itself_transposed() -> None:
 
 
 @pytest.mark.one_cpu
+@torch.inference_mode()
+def test_views_in_inference_mode() -> None:
+    weight, x = packed(), torch.randn(5, K)
+    assert cases.same_bits(x @ weight.t(), linear(x, weight))
+    assert cases.same_bits(linear(x, weight.detach()), linear(x, weight))
+    assert cases.same_bits(torch.cat([linear(x, part) for part in weight.split(20)], dim=1), linear(x, weight))
+    assert cases.same_bits(torch.cat([linear(x, part) for part in weight.chunk(2)], dim=1), linear(x, weight))
+
+
+@pytest.mark.one_cpu
 @pytest.mark.parametrize("k", [N, K], ids=["square", "not square"])
 def test_other_products_are_refused_by_name(k: int) -> None:
     weight, x = packed(N, k), torch.randn(k, N)

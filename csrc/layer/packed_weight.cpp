@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <vector>
 
 #include "layer/kernel_table.h"
 #include "rows/element_types.h"
@@ -150,6 +151,34 @@ std::string unpack_weight(const PackedWeight& weight, const PlainWeight& plain) 
     for (int64_t block = 0; block < weight.blocks(); ++block)
         if (!kernel.unpack(weight.problem, weight.base + weight.block_offset(block), weight.columns(block), plain))
             return std::string("kernel ") + kernel.id + " failed to unpack the weight";
+    return "";
+}
+
+std::string unpack_rows(const PackedWeight& weight, const int64_t* rows, int64_t count, const PlainWeight& plain) {
+    const Kernel& kernel = *weight.kernel;
+    const Problem& problem = weight.problem;
+    const bool grouped = problem.scheme == Scheme::kInt4;
+    const int64_t groups = grouped ? problem.groups() : 0, scale_bytes = grouped ? groups * problem.scale_bytes() : 0;
+    std::vector<int8_t> qdata(kernel.column_step * problem.k), zero_point(kernel.column_step * groups);
+    std::vector<uint8_t> scale(kernel.column_step * scale_bytes);
+    const PlainWeight unpacked = {qdata.data(), scale.data(), problem.zero_points ? zero_point.data() : nullptr};
+    int64_t block = -1;
+    for (int64_t i = 0; i < count; ++i) {
+        if (rows[i] < 0 || rows[i] >= problem.n)
+            return "row " + std::to_string(rows[i]) + " is not within 0 and " + std::to_string(problem.n - 1);
+        if (rows[i] / kernel.column_step != block) {
+            block = rows[i] / kernel.column_step;
+            // As if the block were all that there is.
+            const Columns columns = {0, weight.columns(block).count};
+            if (!kernel.unpack(problem, weight.base + weight.block_offset(block), columns, unpacked))
+                return std::string("kernel ") + kernel.id + " failed to unpack the weight";
+        }
+        const int64_t at = rows[i] - block * kernel.column_step;
+        std::memcpy(plain.qdata + i * problem.k, &qdata[at * problem.k], problem.k);
+        if (!grouped) continue;
+        std::memcpy(static_cast<uint8_t*>(plain.scale) + i * scale_bytes, &scale[at * scale_bytes], scale_bytes);
+        if (problem.zero_points) std::memcpy(plain.zero_point + i * groups, &zero_point[at * groups], groups);
+    }
     return "";
 }
 

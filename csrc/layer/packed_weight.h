@@ -55,6 +55,9 @@ std::string pack_weight(const Kernel& kernel, const Problem& problem, const Plai
 // The inverse: exactly the contents that were packed.
 std::string unpack_weight(const PackedWeight& weight, const PlainWeight& plain);
 
+// The same of `count` rows of (n, k), in the order given; unpacks the column blocks that they lie in.
+std::string unpack_rows(const PackedWeight& weight, const int64_t* rows, int64_t count, const PlainWeight& plain);
+
 // Reads and checks `size` bytes at `bytes` that are to hold a weight of this scheme. Returns an error message that says
 // what to do, empty on success.
 std::string open_packed_weight(Scheme scheme, const uint8_t* bytes, int64_t size, PackedWeight* weight);

@@ -18,14 +18,14 @@ STABLE_TORCH_LIBRARY(ao_arm, library) {
     library.def("matmul_int8(Tensor qdata, Tensor packed_weight) -> Tensor");
     library.def("quantize_activations(Tensor input, bool symmetric) -> (Tensor, Tensor, Tensor)");
     library.def("pack_int8(Tensor qdata, str kernel) -> Tensor");
-    library.def("unpack_int8(Tensor packed_weight, int n, int k) -> Tensor");
+    library.def("unpack_int8(Tensor packed_weight, int n, int k, Tensor? rows=None) -> Tensor");
     library.def(
         "linear_qta8a_qga4w(Tensor input, Tensor packed_weight, int n, Tensor? bias, Tensor? act_scale=None, "
         "Tensor? act_zero_point=None, float? output_min=None, float? output_max=None) -> Tensor");
     library.def("pack_int4(Tensor qdata, Tensor scale, Tensor? zero_point, str kernel) -> Tensor");
     library.def(
-        "unpack_int4(Tensor packed_weight, int n, int k, int group_size, bool float_scales, bool zero_points) -> "
-        "(Tensor, Tensor, Tensor)");
+        "unpack_int4(Tensor packed_weight, int n, int k, int group_size, bool float_scales, bool zero_points, "
+        "Tensor? rows=None) -> (Tensor, Tensor, Tensor)");
     library.def("packed_weight_info(Tensor packed_weight) -> str");
     library.def("select_kernel(int n, int k, str forced, bool full_range=False) -> str");
     library.def("packed_bytes(int n, int k, str kernel, bool full_range=False) -> int");

@@ -39,10 +39,10 @@ Tensor linear_qta8a_qga4w(const Tensor& input, const Tensor& packed_weight, int6
 // --- packing_ops.cpp ---
 
 Tensor pack_int8(const Tensor& qdata, std::string kernel);
-Tensor unpack_int8(const Tensor& packed_weight, int64_t n, int64_t k);
+Tensor unpack_int8(const Tensor& packed_weight, int64_t n, int64_t k, const std::optional<Tensor>& rows);
 Tensor pack_int4(const Tensor& qdata, const Tensor& scale, const std::optional<Tensor>& zero_point, std::string kernel);
 std::tuple<Tensor, Tensor, Tensor> unpack_int4(const Tensor& packed_weight, int64_t n, int64_t k, int64_t group_size,
-                                               bool float_scales, bool zero_points);
+                                               bool float_scales, bool zero_points, const std::optional<Tensor>& rows);
 
 // --- information_ops.cpp ---
 

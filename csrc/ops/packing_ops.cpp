@@ -43,6 +43,21 @@ Tensor packed(const Problem& problem, const PlainWeight& plain, const std::strin
     return packed;
 }
 
+// How many rows are asked for: all `n` without a list of them.
+int64_t count_of(const std::optional<Tensor>& rows, int64_t n) {
+    if (!rows) return n;
+    check_type(*rows, ScalarType::Long, "rows", "int64");
+    if (rows->dim() != 1) fail("rows must be a list of row numbers, not of shape " + shape_of(*rows));
+    return rows->numel();
+}
+
+void unpack(const PackedWeight& weight, const std::optional<Tensor>& rows, const PlainWeight& plain) {
+    const std::string error =
+        rows ? unpack_rows(weight, static_cast<const int64_t*>(rows->const_data_ptr()), rows->numel(), plain)
+             : unpack_weight(weight, plain);
+    if (!error.empty()) fail(error);
+}
+
 }  // namespace
 
 Tensor pack_int8(const Tensor& qdata, std::string kernel_id) {
@@ -53,16 +68,15 @@ Tensor pack_int8(const Tensor& qdata, std::string kernel_id) {
     return packed(int8_problem(qdata.size(0), qdata.size(1), full_range), {values, nullptr, nullptr}, kernel_id);
 }
 
-Tensor unpack_int8(const Tensor& packed_weight, int64_t n, int64_t k) {
+Tensor unpack_int8(const Tensor& packed_weight, int64_t n, int64_t k, const std::optional<Tensor>& rows) {
     const PackedWeight weight = opened(packed_weight, Scheme::kInt8);
     const Problem& problem = weight.problem;
     if (problem.n != n || problem.k != k)
         fail("this packed weight has shape (" + std::to_string(problem.n) + ", " + std::to_string(problem.k) +
              "), not (" + std::to_string(n) + ", " + std::to_string(k) + ")");
-    const int64_t sizes[] = {n, k};
+    const int64_t sizes[] = {count_of(rows, n), k};
     Tensor qdata = empty({sizes, 2}, ScalarType::Char);
-    const std::string error = unpack_weight(weight, {int8_data(qdata), nullptr, nullptr});
-    if (!error.empty()) fail(error);
+    unpack(weight, rows, {int8_data(qdata), nullptr, nullptr});
     return qdata;
 }
 
@@ -76,7 +90,7 @@ Tensor pack_int4(const Tensor& qdata, const Tensor& scale, const std::optional<T
 }
 
 std::tuple<Tensor, Tensor, Tensor> unpack_int4(const Tensor& packed_weight, int64_t n, int64_t k, int64_t group_size,
-                                               bool float_scales, bool zero_points) {
+                                               bool float_scales, bool zero_points, const std::optional<Tensor>& rows) {
     const PackedWeight weight = opened(packed_weight, Scheme::kInt4);
     const Problem& problem = weight.problem;
     if (n != problem.n || k != problem.k || group_size != problem.group || zero_points != problem.zero_points ||
@@ -85,13 +99,12 @@ std::tuple<Tensor, Tensor, Tensor> unpack_int4(const Tensor& packed_weight, int6
              ") in groups of " + std::to_string(problem.group) + ", " +
              (problem.scale_type == DType::kFloat32 ? "float32" : "bfloat16") + " scales, " +
              (problem.zero_points ? "with" : "without") + " zero points, and not what was given");
-    const int64_t sizes[] = {n, k}, groups[] = {n, problem.groups()}, none[] = {0, 0};
+    const int64_t count = count_of(rows, n);
+    const int64_t sizes[] = {count, k}, groups[] = {count, problem.groups()}, none[] = {0, 0};
     Tensor qdata = empty({sizes, 2}, ScalarType::Char);
     Tensor scale = empty({groups, 2}, float_scales ? ScalarType::Float : ScalarType::BFloat16);
     Tensor zero_point = empty({zero_points ? groups : none, 2}, ScalarType::Char);
-    const std::string error = unpack_weight(
-        weight, {int8_data(qdata), scale.mutable_data_ptr(), zero_points ? int8_data(zero_point) : nullptr});
-    if (!error.empty()) fail(error);
+    unpack(weight, rows, {int8_data(qdata), scale.mutable_data_ptr(), zero_points ? int8_data(zero_point) : nullptr});
     return {qdata, scale, zero_point};
 }
 
