@@ -70,13 +70,12 @@ def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
 
 
 def _grouped(input: Tensor, weight: ACLPackedExperts, offs: Tensor | None) -> Tensor:
-    known = isinstance(weight, ACLPackedExperts) and input.dim() == 2 and offs is not None
-    if known and not weight.transposed:
-        return _backward(input, weight, offs)
-    if not known:
+    if not isinstance(weight, ACLPackedExperts) or input.dim() != 2 or offs is None:
         raise NotImplementedError(
             "experts that ao_arm packed multiply as F.grouped_mm(x, w.transpose(-2, -1), offs=offs) with x of (m, k)"
         )
+    if not weight.transposed:
+        return _backward(input, weight, offs)
     layout = weight._layout
     symmetric, per_token = layout.activation_mapping == "symmetric", layout.activation_granularity == "per_token"
     is_traced = type(weight.packed_weight) is not Tensor
