@@ -42,8 +42,10 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _same_random_numbers() -> None:
+def _same_start() -> Iterator[None]:
     torch.manual_seed(0)
+    with torch.enable_grad():  # graphs that were traced without gradients leave them off when they are called
+        yield
 
 
 @pytest.fixture(params=cases.KERNELS)

@@ -177,7 +177,9 @@ def test_coverage_names_what_is_not_quantized_and_why() -> None:
         assert (holder.parameters, holder.places[0]) == (parameters, place), name
         assert why in holder.why, name
     assert not rest
-    with pytest.raises(NotImplementedError, match=r"'by torchao.weight' of .* it is by torchao's .*ao_arm.pack_"):
+    with pytest.raises(
+        ValueError, match=r"'by torchao.weight' of .* it is quantized already, by torchao's .*ao_arm.pack_"
+    ):
         quantize_(model, ao_arm.acl_int8_dynamic(), filter_fn=ao_arm.quantizable)
     ao_arm.pack_(model)
     quantize_(model, ao_arm.acl_int8_dynamic(), filter_fn=ao_arm.quantizable)

@@ -75,7 +75,7 @@ def test_a_forced_kernel_runs(kernel: str) -> None:
     assert kernel in repr(packed)
     x = torch.randn(5, 300)
     qdata, scale, _ = packed.get_plain()
-    expected = ao_arm.reference.linear_int8_dynamic(x, qdata, scale, model[0].bias, True, True)
+    expected = ao_arm.reference.linear_int8_dynamic(x, qdata, scale, model[0].bias, False, True)
     assert cases.same_bits(model(x), expected)
 
 
