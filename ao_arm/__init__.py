@@ -19,6 +19,7 @@ from .config import (
 from .explanation import explain
 from .layout import ACLPackedLayout
 from .pack_model import pack_
+from .pretrained import save_pretrained
 from .tensor import ACLPackedTensor
 
 __version__ = "0.1.0"
@@ -39,4 +40,5 @@ __all__ = [
     "packed_weight_of",
     "passes",
     "reference",
+    "save_pretrained",
 ]

@@ -18,6 +18,7 @@ from torchao.utils import TorchAOBaseTensor
 from . import _ops, kernels
 from .layout import HAS_AQT, ACLPackedLayout
 from .linear import linear
+from .nibbles import from_nibbles, to_nibbles
 from .packing import Packed, pack, problem_of, unpack
 from .plain import Plain, check_activations, checked, quantized
 
@@ -42,7 +43,7 @@ class ACLPackedTensor(_Base):
     when it is asked for, and the constructor packs.
 
     Args:
-        qdata: (n, k) int8; in [-8, 7] for 4-bit weights.
+        qdata: (n, k) int8; for 4-bit weights in [-8, 7], or as ``qdata`` shows them, (n, (k + 1) // 2) uint8.
         scale: (n,) float32, one for each output channel (all equal if the weight is quantized per tensor);
             (n, k / group_size) for 4-bit weights.
         _layout: how weight and activations are quantized.
@@ -98,6 +99,8 @@ class ACLPackedTensor(_Base):
         if (zero_point is not None) != (_layout.weight_mapping == "asymmetric"):
             raise ValueError(f"zero_point belongs to asymmetric 4-bit weights, not to {_layout.weight_mapping} ones")
         check_activations(_layout, act_scale, act_zero_point)
+        if _layout.is_grouped and qdata.dtype == torch.uint8:
+            qdata = from_nibbles(qdata, scale.shape[-1] * _layout.group_size)
         n, k = qdata.shape
         packed = pack(Plain(qdata, scale, zero_point), _layout)
         inner = (packed.packed_weight, packed.weight_scale, act_pre_scale, act_scale, act_zero_point)
@@ -268,8 +271,10 @@ class ACLPackedTensor(_Base):
 
     @property
     def qdata(self) -> Tensor:
-        """Exactly the integers (n, k) that were packed, int8."""
-        return self.plain().qdata
+        """Exactly the integers that were packed, as files hold them: (n, k) int8; those of 4-bit weights two to a byte,
+        (n, (k + 1) // 2) uint8, each plus 8, the first of a pair in the lower half. ``get_plain`` gives all as int8."""
+        qdata = self.plain().qdata
+        return to_nibbles(qdata) if self._layout.is_grouped else qdata
 
     @property
     def scale(self) -> Tensor:

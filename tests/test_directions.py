@@ -15,7 +15,7 @@ PACKAGE, SOURCES = CHECKOUT / "ao_arm", CHECKOUT / "csrc"
 
 #: Modules and packages of ao_arm from what imports nothing of ours upward; none imports one of its own line.
 FLOORS = (
-    "_library layout command_line progress reference sqnr text_table timing",
+    "_library import_hooks layout command_line nibbles progress reference sqnr text_table timing",
     "quantize observers",
     "_ops config plain",
     "kernels linear",
@@ -23,7 +23,7 @@ FLOORS = (
     "tensor",
     "tensor_ops",
     "affine_quantized",
-    "calibration checkpoint stock_weights",
+    "calibration checkpoint pretrained stock_weights",
     "handlers passes stock_modules",
     "pack_model",
     "explanation",
