@@ -6,7 +6,14 @@ tells what became of a model's layers. ``ACLPackedTensor`` is the weight that a 
 ``from_plain`` takes integers from elsewhere.
 """
 
-from . import checkpoint, handlers, kernels, passes, reference
+from . import (
+    checkpoint,
+    handlers,
+    kernels,
+    offloading,  # noqa: F401 (waits for accelerate to be imported)
+    passes,
+    reference,
+)
 from .affine_quantized import packed_weight_of
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,

@@ -12,8 +12,8 @@ from torch import Tensor
 from .layout import HAS_AQT, ACLPackedLayout
 from .linear import linear
 from .quantize import LARGEST
-from .tensor import ACLPackedTensor
-from .tensor_ops import copy_weight
+from .tensor import MEMORY_OF, ACLPackedTensor
+from .tensor_ops import AS_THE_PACKED_TENSOR, copy_weight
 
 if HAS_AQT:
     from torchao.dtypes.affine_quantized_tensor import AffineQuantizedTensor, register_layout
@@ -45,9 +45,9 @@ if HAS_AQT:
         ) -> Any:
             if func is torch.nn.functional.linear:
                 return _linear(*args, **kwargs) if kwargs else _linear(*args)
-            if func is torch.Tensor.share_memory_:
-                args[0].tensor_impl._share_memory()
-                return args[0]
+            if func in MEMORY_OF:
+                result = MEMORY_OF[func](args[0].tensor_impl)
+                return args[0] if func is torch.Tensor.share_memory_ else result
             return super().__torch_function__(func, types, args, kwargs)
 
         qdata = _of_the_packed_weight("qdata")
@@ -88,12 +88,11 @@ if HAS_AQT:
         copy_weight(*(tensor if packed is None else packed for tensor, packed in (target, source)))
         return args[0]  # type: ignore[no-any-return]
 
-    @ACLAffineQuantizedTensor.implements([torch.ops.aten.mm.default, torch.ops.aten.addmm.default])
-    def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """``x @ w.t()``: as the packed tensor does it, and refuses ``x @ w``, where torchao would assert."""
-        held = [packed_weight_of(argument) for argument in args]
-        result: Tensor = func(*(args[i] if packed is None else packed for i, packed in enumerate(held)), **kwargs)
-        return result
+    @ACLAffineQuantizedTensor.implements(AS_THE_PACKED_TENSOR)
+    def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As the packed tensor does it; torchao would assert for ``x @ w``, and know nothing of the others."""
+        held = [packed_weight_of(argument) if isinstance(argument, Tensor) else None for argument in args]
+        return func(*(args[i] if packed is None else packed for i, packed in enumerate(held)), **kwargs)
 
     def _embedding(input: Tensor, weight: ACLAffineQuantizedTensor, *args: Any, **kwargs: Any) -> Tensor:
         return torch.nn.functional.embedding(input, weight.tensor_impl, *args, **kwargs)
@@ -124,6 +123,12 @@ def packed_weight_of(tensor: Tensor) -> ACLPackedTensor | None:
         return tensor
     held = tensor.tensor_impl if HAS_AQT and isinstance(tensor, AffineQuantizedTensor) else None
     return held if isinstance(held, ACLPackedTensor) else None
+
+
+def bytes_too_many(tensor: Tensor) -> int:
+    """By how much a tensor's elements times their dtype's size exceed the memory that it takes; 0 of other tensors."""
+    packed = packed_weight_of(tensor)
+    return 0 if packed is None else tensor.numel() * tensor.dtype.itemsize - packed.nbytes
 
 
 def as_weight(packed: ACLPackedTensor) -> Tensor:

@@ -20,7 +20,7 @@ from torchao.quantization import FqnToConfig
 from torchao.quantization.granularity import PerRow, PerTensor, PerToken
 from torchao.quantization.quant_primitives import MappingType
 
-from .affine_quantized import packed_weight_of
+from .affine_quantized import bytes_too_many, packed_weight_of
 from .config import acl_int4_grouped, acl_int8_dynamic, acl_int8_static
 from .import_hooks import after_import
 from .tensor import ACLPackedTensor
@@ -145,16 +145,22 @@ def _makes_torchao_weights(conversion: Any) -> bool:
     return any(type(step).__name__ == "TorchAoDeserialize" for step in getattr(conversion, "operations", ()))
 
 
-def _write_what_was_quantized(modeling: ModuleType) -> None:
-    """Makes ``save_pretrained`` of transformers' models write packed weights."""
-    write = modeling.PreTrainedModel.save_pretrained
+def _know_packed_weights(modeling: ModuleType) -> None:
+    """Makes ``save_pretrained`` and ``get_memory_footprint`` of transformers' models know packed weights."""
+    write, measure = modeling.PreTrainedModel.save_pretrained, modeling.PreTrainedModel.get_memory_footprint
 
     @functools.wraps(write)
     def save_pretrained(self: Any, *arguments: Any, **options: Any) -> Any:
         with _ready_to_be_written(self):
             return write(self, *arguments, **options)
 
+    @functools.wraps(measure)
+    def get_memory_footprint(self: Any, *arguments: Any, **options: Any) -> int:
+        footprint: int = measure(self, *arguments, **options)
+        return footprint - sum(bytes_too_many(parameter) for parameter in self.parameters())
+
     modeling.PreTrainedModel.save_pretrained = save_pretrained
+    modeling.PreTrainedModel.get_memory_footprint = get_memory_footprint
 
 
-after_import("transformers.modeling_utils", _write_what_was_quantized)
+after_import("transformers.modeling_utils", _know_packed_weights)

@@ -323,11 +323,37 @@ class ACLPackedTensor(_Base):
     ) -> Any:
         if func is torch.nn.functional.linear:
             return linear(*args, **kwargs) if kwargs else linear(*args)
-        if func is torch.Tensor.share_memory_:  # torch would look for a storage of the wrapper, which has none
-            return args[0]._share_memory()
+        if func in MEMORY_OF:
+            return MEMORY_OF[func](args[0])
         return super().__torch_function__(func, types, args, kwargs)
 
     def _share_memory(self) -> ACLPackedTensor:
         for inner in self._inner().values():
             inner.share_memory_()
         return self
+
+
+def _refused(does: str, instead: str) -> Callable[[ACLPackedTensor], Any]:
+    def refuse(weight: ACLPackedTensor) -> Any:
+        raise NotImplementedError(
+            f"{does} a weight that ao_arm quantized, of shape {tuple(weight.shape)}, whose memory holds packed bytes "
+            f"and not {weight.dtype}: {instead}"
+        )
+
+    return refuse
+
+
+_NOT_WRITTEN = _refused(
+    "safetensors cannot write, and no other program can read by its address,",
+    "write models of transformers with save_pretrained, others with torch.save (accelerate's functions: "
+    "safe_serialization=False)",
+)
+#: What asks for a tensor's memory, by torch's own name: the wrapper that torch sees has none.
+MEMORY_OF: dict[Callable[..., Any], Callable[[ACLPackedTensor], Any]] = {
+    torch.Tensor.share_memory_: ACLPackedTensor._share_memory,
+    torch.Tensor.storage: _NOT_WRITTEN,
+    torch.Tensor.data_ptr: _NOT_WRITTEN,
+    torch.Tensor.numpy: _refused(
+        "numpy cannot read", "dequantize() it, take get_plain() for its integers, or do not offload it to disk"
+    ),
+}

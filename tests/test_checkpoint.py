@@ -258,6 +258,16 @@ def test_damaged_bytes_are_refused(layer: int, shape: str, name: str) -> None:
         checkpoint.rebuild(_edited(damage, layer))
 
 
+def test_frozen_traces_hold_the_packed_bytes_alone(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 64)).eval()
+    quantize_(model, ao_arm.acl_int8_dynamic())
+    x = torch.randn(2, 256)
+    torch.jit.save(torch.jit.freeze(torch.jit.trace(model, x)), tmp_path / "model.pt")
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    assert 0 < (tmp_path / "model.pt").stat().st_size - held < 8192
+    assert torch.equal(torch.jit.load(tmp_path / "model.pt")(x), model(x))
+
+
 MEASURE = """
 import json, resource, sys, torch, ao_arm
 from torchao.quantization import quantize_

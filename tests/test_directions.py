@@ -23,7 +23,7 @@ FLOORS = (
     "tensor",
     "tensor_ops",
     "affine_quantized",
-    "calibration checkpoint pretrained stock_weights",
+    "calibration checkpoint offloading pretrained stock_weights",
     "handlers passes stock_modules",
     "pack_model",
     "explanation",

@@ -7,45 +7,28 @@ from pathlib import Path
 import cases
 import pytest
 import torch
-from models import quantized_layers
+from models import is_packed, quantized_layers
+from pretrained import (
+    CONFIGS,
+    STATIC,
+    assert_same_model,
+    language_model,
+    linear_but_head,
+    outputs,
+    read,
+    transformers,
+)
 from tensors import assert_same_weight
-from torch import Tensor
 from torchao.core.config import AOBaseConfig
-from torchao.quantization import FqnToConfig, MappingType, PerTensor, quantize_
+from torchao.quantization import FqnToConfig, quantize_
 
 import ao_arm
 from ao_arm import packed_weight_of
 from ao_arm.pretrained import config_of, config_of_model
 
-transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.x86
 
-STATIC = ao_arm.acl_int8_static(None, 0.05, 3, MappingType.ASYMMETRIC, torch.uint8)
-CONFIGS: dict[str, AOBaseConfig] = {
-    "dynamic": ao_arm.acl_int8_dynamic(),
-    "dynamic-asymmetric-per-tensor": ao_arm.acl_int8_dynamic(MappingType.ASYMMETRIC, PerTensor(), PerTensor()),
-    "static": STATIC,
-    "grouped": ao_arm.acl_int4_grouped(),
-    "grouped-float32-zero-points": ao_arm.acl_int4_grouped(64, MappingType.ASYMMETRIC, torch.float32),
-}
 MIXED = {"q_proj": CONFIGS["dynamic"], "k_proj": STATIC, "mlp.": CONFIGS["grouped"]}
-
-
-def language_model(tied: bool = False) -> torch.nn.Module:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        vocab_size=100,
-        tie_word_embeddings=tied,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
-
-
-def linear_but_head(module: torch.nn.Module, name: str) -> bool:
-    return isinstance(module, torch.nn.Linear) and name != "lm_head"
 
 
 def quantize_mixed(model: torch.nn.Module) -> None:
@@ -57,26 +40,6 @@ def quantize_mixed(model: torch.nn.Module) -> None:
         if isinstance(module, torch.nn.Linear) and part in name
     )
     quantize_(model, FqnToConfig(by_name), filter_fn=None)
-
-
-@torch.no_grad()
-def outputs(model: torch.nn.Module) -> Tensor:
-    logits: Tensor = model(input_ids=torch.arange(24).view(2, 12)).logits
-    return logits
-
-
-def assert_same_model(actual: torch.nn.Module, expected: torch.nn.Module) -> None:
-    """Same weights and outputs, bit for bit."""
-    assert quantized_layers(actual) == quantized_layers(expected) != []
-    for name in quantized_layers(expected):
-        ours, theirs = (packed_weight_of(model.get_submodule(name).weight) for model in (actual, expected))
-        assert_same_weight(ours, theirs, name)
-    assert cases.same_bits(outputs(actual), outputs(expected))
-
-
-def read(folder: Path) -> torch.nn.Module:
-    model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval()
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -148,3 +111,46 @@ def test_a_model_of_one_scheme_has_one_configuration() -> None:
     assert config_of_model(model) is None
     quantize_(model, ao_arm.acl_int8_dynamic(), filter_fn=linear_but_head)
     assert config_of_model(model) == ao_arm.acl_int8_dynamic()
+
+
+def test_trainer_writes_checkpoints_that_from_pretrained_reads(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    model = language_model()
+    quantize_(model, CONFIGS["grouped"], filter_fn=linear_but_head)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("lm_head"))
+    head = model.lm_head.weight.clone()
+    tokens = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 2
+    settings = transformers.TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to=[], max_steps=2, save_steps=2, disable_tqdm=True
+    )
+    trainer = transformers.Trainer(model, settings, train_dataset=tokens)
+    trainer.train()
+    assert not torch.equal(model.lm_head.weight, head)
+    assert_same_model(read(tmp_path / "checkpoint-2"), model.eval())
+    trainer.save_model(str(tmp_path / "last"))
+    assert_same_model(read(tmp_path / "last"), model)
+
+
+def test_sentence_transformers_write_and_read(tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    module = pytest.importorskip("sentence_transformers.models")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128
+    )
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertModel(config).save_pretrained(tmp_path / "float")
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "float")
+    encoder = module.Transformer(str(tmp_path / "float"))
+    model = sentence_transformers.SentenceTransformer(modules=[encoder, module.Pooling(64)], device="cpu")
+    exact = model.encode(["a b c"])
+    quantize_(model, ao_arm.acl_int8_dynamic())
+    expected = model.encode(["a b c"])
+    assert (expected != exact).any()
+    for name, write in {"save": model.save, "by_name": lambda folder: ao_arm.save_pretrained(model, folder)}.items():
+        write(str(tmp_path / name))
+        back = sentence_transformers.SentenceTransformer(str(tmp_path / name), device="cpu")
+        assert sum(is_packed(parameter) for parameter in back.parameters()) >= 12
+        assert (back.encode(["a b c"]) == expected).all()
