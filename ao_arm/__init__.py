@@ -7,7 +7,16 @@ model's layers. ``ACLPackedTensor`` is the weight that a quantized layer holds; 
 elsewhere.
 """
 
-from . import checkpoint, experts_ops, handlers, kernels, passes, qat, reference  # noqa: F401 (experts_ops registers ops)
+from . import (
+    checkpoint,
+    experts_ops,  # noqa: F401 (registers ops)
+    handlers,
+    kernels,
+    offloading,  # noqa: F401 (waits for accelerate to be imported)
+    passes,
+    qat,
+    reference,
+)
 from .affine_quantized import packed_weight_of
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,
@@ -23,6 +32,7 @@ from .explanation import explain
 from .layout import ACLPackedLayout
 from .module_weights import quantizable
 from .pack_model import pack_
+from .pretrained import save_pretrained
 from .quantize_model import quantize_
 from .tensor import ACLPackedTensor
 
@@ -49,4 +59,5 @@ __all__ = [
     "quantizable",
     "quantize_",
     "reference",
+    "save_pretrained",
 ]

@@ -12,8 +12,8 @@ from torch import Tensor
 from .layout import HAS_AQT, ACLPackedLayout
 from .linear import linear
 from .quantize import LARGEST
-from .tensor import ACLPackedTensor
-from .tensor_ops import attention, copy_weight
+from .tensor import MEMORY_OF, ACLPackedTensor
+from .tensor_ops import AS_THE_PACKED_TENSOR, attention, copy_weight
 from .torch_functions import overridden
 
 if HAS_AQT:
@@ -51,9 +51,9 @@ if HAS_AQT:
                 return _linear(*args, **kwargs) if kwargs else _linear(*args)
             if (result := overridden(func, args, kwargs, _held)) is not NotImplemented:
                 return result
-            if func is torch.Tensor.share_memory_:
-                args[0].tensor_impl._share_memory()
-                return args[0]
+            if func in MEMORY_OF:
+                result = MEMORY_OF[func](args[0].tensor_impl)
+                return args[0] if func is torch.Tensor.share_memory_ else result
             return super().__torch_function__(func, types, args, kwargs)
 
         qdata = _of_the_packed_weight("qdata")
@@ -104,14 +104,11 @@ if HAS_AQT:
         copy_weight(*(tensor if packed is None else packed for tensor, packed in (target, source)))
         return args[0]  # type: ignore[no-any-return]
 
-    @ACLAffineQuantizedTensor.implements(
-        [torch.ops.aten.mm.default, torch.ops.aten.matmul.default, torch.ops.aten.addmm.default]
-    )
-    def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """``x @ w.t()``: as the packed tensor does it, and refuses ``x @ w``, where torchao would assert."""
-        held = [packed_weight_of(argument) for argument in args]
-        result: Tensor = func(*(args[i] if packed is None else packed for i, packed in enumerate(held)), **kwargs)
-        return result
+    @ACLAffineQuantizedTensor.implements(AS_THE_PACKED_TENSOR)
+    def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As the packed tensor does it; torchao would assert for ``x @ w``, and know nothing of the others."""
+        held = [packed_weight_of(argument) if isinstance(argument, Tensor) else None for argument in args]
+        return func(*(args[i] if packed is None else packed for i, packed in enumerate(held)), **kwargs)
 
     ACLAffineQuantizedTensor.implements_torch_function(torch.nn.functional.multi_head_attention_forward)(attention)
 

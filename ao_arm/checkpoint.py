@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import copyreg
 import dataclasses
-import sys
 import zlib
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import Any
@@ -25,11 +21,13 @@ from torch import Tensor
 
 from .affine_quantized import as_weight, packed_weight_of
 from .experts import ACLPackedExperts
+from .import_hooks import after_import
 from .layout import HAS_AQT, ACLPackedLayout
+from .nibbles import to_nibbles
 from .plain import Plain
 from .tensor import ACLPackedTensor
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """The version that is written, and the newest that is read."""
 
 _Reduced = tuple[Callable[..., Tensor], tuple[dict[str, Any]]]
@@ -46,19 +44,20 @@ def _reduce_affine(weight: Any) -> _Reduced:
 
 
 def _reduce(packed: ACLPackedTensor, is_weight: bool, is_param: bool) -> _Reduced:
-    plain = packed.plain()
+    plain, layout = packed.plain(), packed.get_layout()
+    qdata = to_nibbles(plain.qdata) if layout.is_grouped else plain.qdata
     state = {
         "version": FORMAT_VERSION,
-        "qdata": plain.qdata,
+        "qdata": qdata,
         "scale": plain.scale,
         "zero_point": plain.zero_point,
         "act_pre_scale": packed.act_pre_scale,
         "act_scale": packed.act_scale,
         "act_zero_point": packed.act_zero_point,
-        "layout": dataclasses.asdict(packed.get_layout()),
+        "layout": dataclasses.asdict(layout),
         "dtype": packed.weight_dtype,
         "transposed": packed.transposed,
-        "checksum": _checksum(plain.qdata, plain.scale, packed.act_scale, packed.act_zero_point, plain.zero_point),
+        "checksum": _checksum(qdata, plain.scale, packed.act_scale, packed.act_zero_point, plain.zero_point),
         "is_weight": is_weight,
         "is_param": is_param,
     }
@@ -107,7 +106,7 @@ def rebuild(state: dict[str, Any]) -> Tensor:
 
 def reduce_experts(experts: ACLPackedExperts) -> _Reduced:
     """Pickles experts as a call of ``rebuild_experts``."""
-    plain = experts.plain()
+    plain = experts.stored()
     state = {
         "version": FORMAT_VERSION,
         "qdata": plain.qdata,
@@ -150,7 +149,7 @@ def _check_version(version: int) -> None:
 def _check_checksum(checksum: int, qdata: Tensor, *others: Tensor | None) -> None:
     readable = type(qdata) is Tensor and qdata.device.type == "cpu"
     if readable and _checksum(qdata, *others) != checksum:
-        raise ValueError(f"this weight of shape {tuple(qdata.shape)} is damaged: its checksum does not match")
+        raise ValueError(f"this weight is damaged: its checksum does not match (qdata of shape {tuple(qdata.shape)})")
 
 
 def _marked(made: Any, is_param: bool) -> Tensor:
@@ -221,27 +220,6 @@ def _register_safetensors(utilities: ModuleType) -> None:
     utilities.ALLOWED_CLASSES["ACLPackedLayout"] = ACLPackedLayout
 
 
-class _AfterImport(MetaPathFinder):
-    """Calls ``_register_safetensors`` when torchao's module is imported; to import it ourselves takes a second."""
-
-    module = "torchao.prototype.safetensors.safetensors_utils"
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if fullname != self.module:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                _register_safetensors(module)
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
-
-
 torch.serialization.add_safe_globals([rebuild, rebuild_experts])
 copyreg.pickle(ACLPackedExperts, reduce_experts)  # type: ignore[arg-type]
 ForkingPickler.register(ACLPackedExperts, _share_experts)
@@ -252,7 +230,4 @@ if HAS_AQT:
 
     copyreg.pickle(ACLAffineQuantizedTensor, _reduce_affine)  # type: ignore[arg-type]
     ForkingPickler.register(ACLAffineQuantizedTensor, _share)
-if _AfterImport.module in sys.modules:
-    _register_safetensors(sys.modules[_AfterImport.module])
-else:
-    sys.meta_path.insert(0, _AfterImport())
+after_import("torchao.prototype.safetensors.safetensors_utils", _register_safetensors)

@@ -11,6 +11,7 @@ from torchao.utils import TorchAOBaseTensor
 
 from .affine_quantized import packed_weight_of
 from .layout import ACLPackedLayout
+from .nibbles import from_nibbles, to_nibbles
 from .plain import Plain
 from .tensor import ACLPackedTensor
 
@@ -137,11 +138,16 @@ class ACLPackedExperts(_Base):
     def from_plain(
         cls, plain: Plain, layout: ACLPackedLayout, weight_dtype: torch.dtype, transposed: bool = False
     ) -> ACLPackedExperts:
-        """Packs what ``plain`` gave, for the CPU at hand."""
+        """Packs what ``plain`` or ``stored`` gave, for the CPU at hand."""
+        qdata = plain.qdata
+        if qdata.dtype == torch.uint8:
+            count, n, _ = qdata.shape
+            k = plain.scale.shape[-1] * layout.group_size
+            qdata = from_nibbles(qdata.flatten(0, 1), k).unflatten(0, (count, n))
 
         def expert(i: int) -> ACLPackedTensor:
             zero_point = None if plain.zero_point is None else plain.zero_point[i]
-            packed = ACLPackedTensor(plain.qdata[i], plain.scale[i], layout, weight_dtype, zero_point=zero_point)
+            packed = ACLPackedTensor(qdata[i], plain.scale[i], layout, weight_dtype, zero_point=zero_point)
             return packed._rewrap(transposed=transposed)
 
         return cls.stack(plain.qdata.shape[0], expert)
@@ -161,8 +167,16 @@ class ACLPackedExperts(_Base):
 
     @property
     def qdata(self) -> Tensor:
-        """Exactly the integers (experts, n, k) that were packed, int8."""
-        return self.plain().qdata
+        """Exactly the integers that were packed, (experts, n, k) int8; 4-bit ones two to a byte, by ``to_nibbles``."""
+        return self.stored().qdata
+
+    def stored(self) -> Plain:
+        """``plain``, with 4-bit values two to a byte, as files hold them."""
+        plain = self.plain()
+        if not self._layout.is_grouped:
+            return plain
+        nibbles = to_nibbles(plain.qdata.flatten(0, 1)).unflatten(0, plain.qdata.shape[:2])
+        return Plain(nibbles, plain.scale, plain.zero_point)
 
     @property
     def scale(self) -> Tensor:
@@ -231,6 +245,12 @@ def packed_in(tensor: Tensor) -> ACLPackedTensor | ACLPackedExperts | None:
 def is_packed(tensor: Tensor) -> bool:
     """Whether ao_arm packed a weight, of a layer or of experts."""
     return packed_in(tensor) is not None
+
+
+def bytes_too_many(tensor: Tensor) -> int:
+    """By how much a tensor's elements times their dtype's size exceed the memory that it takes; 0 of other tensors."""
+    packed = packed_in(tensor)
+    return 0 if packed is None else tensor.numel() * tensor.dtype.itemsize - packed.nbytes
 
 
 # What torchao's safetensors support stores. Not in the class: torchao would take them for what the tensor consists of.

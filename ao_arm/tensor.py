@@ -18,6 +18,7 @@ from torchao.utils import TorchAOBaseTensor
 from . import _ops, kernels
 from .layout import HAS_AQT, ACLPackedLayout
 from .linear import linear
+from .nibbles import from_nibbles, to_nibbles
 from .packing import Packed, pack, problem_of, unpack
 from .plain import Plain, check_activations, checked, quantized
 from .torch_functions import overridden
@@ -47,7 +48,7 @@ class ACLPackedTensor(_Base):
     when it is asked for, and the constructor packs.
 
     Args:
-        qdata: (n, k) int8; in [-8, 7] for 4-bit weights.
+        qdata: (n, k) int8; for 4-bit weights in [-8, 7], or as ``qdata`` shows them, (n, (k + 1) // 2) uint8.
         scale: (n,) float32, one for each output channel (all equal if the weight is quantized per tensor);
             (n, k / group_size) for 4-bit weights.
         _layout: how weight and activations are quantized.
@@ -104,6 +105,8 @@ class ACLPackedTensor(_Base):
         if (zero_point is not None) != (_layout.weight_mapping == "asymmetric"):
             raise ValueError(f"zero_point belongs to asymmetric 4-bit weights, not to {_layout.weight_mapping} ones")
         check_activations(_layout, act_scale, act_zero_point)
+        if _layout.is_grouped and qdata.dtype == torch.uint8:
+            qdata = from_nibbles(qdata, scale.shape[-1] * _layout.group_size)
         n, k = qdata.shape
         packed = pack(Plain(qdata, scale, zero_point), _layout)
         inner = (packed.packed_weight, packed.weight_scale, act_pre_scale, act_scale, act_zero_point)
@@ -279,8 +282,10 @@ class ACLPackedTensor(_Base):
 
     @property
     def qdata(self) -> Tensor:
-        """Exactly the integers (n, k) that were packed, int8."""
-        return self.plain().qdata
+        """Exactly the integers that were packed, as files hold them: (n, k) int8; those of 4-bit weights two to a byte,
+        (n, (k + 1) // 2) uint8, each plus 8, the first of a pair in the lower half. ``get_plain`` gives all as int8."""
+        qdata = self.plain().qdata
+        return to_nibbles(qdata) if self._layout.is_grouped else qdata
 
     @property
     def scale(self) -> Tensor:
@@ -331,11 +336,37 @@ class ACLPackedTensor(_Base):
             return linear(*args, **kwargs) if kwargs else linear(*args)
         if (result := overridden(func, args, kwargs, _held)) is not NotImplemented:
             return result
-        if func is torch.Tensor.share_memory_:  # torch would look for a storage of the wrapper, which has none
-            return args[0]._share_memory()
+        if func in MEMORY_OF:
+            return MEMORY_OF[func](args[0])
         return super().__torch_function__(func, types, args, kwargs)
 
     def _share_memory(self) -> ACLPackedTensor:
         for inner in self._inner().values():
             inner.share_memory_()
         return self
+
+
+def _refused(does: str, instead: str) -> Callable[[ACLPackedTensor], Any]:
+    def refuse(weight: ACLPackedTensor) -> Any:
+        raise NotImplementedError(
+            f"{does} a weight that ao_arm quantized, of shape {tuple(weight.shape)}, whose memory holds packed bytes "
+            f"and not {weight.dtype}: {instead}"
+        )
+
+    return refuse
+
+
+_NOT_WRITTEN = _refused(
+    "safetensors cannot write, and no other program can read by its address,",
+    "write models of transformers with save_pretrained, others with torch.save (accelerate's functions: "
+    "safe_serialization=False)",
+)
+#: What asks for a tensor's memory, by torch's own name: the wrapper that torch sees has none.
+MEMORY_OF: dict[Callable[..., Any], Callable[[ACLPackedTensor], Any]] = {
+    torch.Tensor.share_memory_: ACLPackedTensor._share_memory,
+    torch.Tensor.storage: _NOT_WRITTEN,
+    torch.Tensor.data_ptr: _NOT_WRITTEN,
+    torch.Tensor.numpy: _refused(
+        "numpy cannot read", "dequantize() it, take get_plain() for its integers, or do not offload it to disk"
+    ),
+}

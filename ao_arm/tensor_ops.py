@@ -215,3 +215,36 @@ def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
     if bias.dim() != 1:
         return _matmul(input, weight, None) + bias
     return _matmul(input, weight, bias)
+
+
+@implements(aten.is_pinned.default)
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> bool:
+    """Asked by torch.distributed.checkpoint before it writes."""
+    return any(inner.is_pinned() for inner in args[0]._inner().values())
+
+
+#: What torch's wrappers of models do with each weight, and how they leave packed ones alone.
+_NOT_OF_PACKED_BYTES = {
+    aten.view.default: "to train beside it, load or quantize the same weights in each process and wrap the model in "
+    "DistributedDataParallel(..., init_sync=False)",
+    aten.split.Tensor: "fully_shard leaves it whole in each process by ignored_params={parameters for which "
+    "ao_arm.packed_weight_of(parameter) is not None}",
+}
+
+
+@implements([*_NOT_OF_PACKED_BYTES])
+def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
+    raise NotImplementedError(
+        f"an ACLPackedTensor, here of shape {tuple(args[0].shape)}, holds packed bytes, which {func} cannot rearrange: "
+        f"dequantize() it; or {_NOT_OF_PACKED_BYTES[func]}"
+    )
+
+
+#: What an AffineQuantizedTensor leaves to the packed tensor that it holds.
+AS_THE_PACKED_TENSOR = [
+    aten.mm.default,
+    aten.matmul.default,
+    aten.addmm.default,
+    aten.is_pinned.default,
+    *_NOT_OF_PACKED_BYTES,
+]

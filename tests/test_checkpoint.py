@@ -21,6 +21,7 @@ from torchao.quantization import FqnToConfig, MappingType, quantize_
 
 import ao_arm
 from ao_arm import checkpoint, packed_weight_of
+from ao_arm.nibbles import from_nibbles, to_nibbles
 
 pytestmark = pytest.mark.one_cpu
 
@@ -144,12 +145,13 @@ def test_pre_scale_is_kept(inputs: torch.Tensor) -> None:
 def test_safetensors(shards: int, tmp_path: Path, inputs: torch.Tensor) -> None:
     support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
     model = quantized_model()
-    names = list(model.state_dict())
+    names, dtypes = list(model.state_dict()), dict[str, torch.dtype]()
     for shard in range(shards):
         part = {name: model.state_dict()[name] for name in names[shard::shards]}
         tensors, metadata = support.flatten_tensor_state_dict(part)
-        assert {tensor.dtype for name, tensor in tensors.items() if name.endswith("qdata")} <= {torch.int8}
+        dtypes |= {name.partition(".")[0]: tensor.dtype for name, tensor in tensors.items() if name.endswith("qdata")}
         save_file(tensors, tmp_path / f"{shard}.safetensors", metadata=metadata)
+    assert dtypes == {"0": torch.int8, "2": torch.int8, "3": torch.uint8}
     state: dict[str, torch.Tensor] = {}
     for path in sorted(tmp_path.iterdir()):
         with safe_open(path, "pt") as file:
@@ -193,9 +195,56 @@ def test_version_1_still_loads(inputs: torch.Tensor) -> None:
         assert torch.equal(linear(inputs, loaded), linear(inputs, packed))
 
 
+def test_four_bits_of_version_2_still_load() -> None:
+    """From a file that ao_arm wrote when 4-bit values took a byte each."""
+    state = torch.load(Path(__file__).with_name("four_bits_of_version_2.pt"), weights_only=True)
+    loaded = packed_weight_of(state["weight"])
+    assert loaded is not None and loaded.get_layout().scheme == "int4_grouped"
+    qdata, scale, zero_point = loaded.get_plain()
+    assert torch.equal(qdata, (torch.arange(3 * 64).view(3, 64) * 7 % 16 - 8).to(torch.int8))
+    assert torch.equal(scale, (torch.arange(1, 7).view(3, 2) * 0.25).to(torch.bfloat16))
+    assert zero_point is not None and zero_point.tolist() == [[-8, 7], [0, 3], [1, -1]]
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 64])
+def test_4_bit_values_are_two_to_a_byte(k: int) -> None:
+    values = torch.randint(-8, 8, (5, k), dtype=torch.int8)
+    values[0] = -8
+    stored = to_nibbles(values)
+    assert stored.dtype == torch.uint8 and stored.shape == (5, (k + 1) // 2)
+    assert torch.equal(from_nibbles(stored, k), values)
+    for row, values_of_row in zip(stored.tolist(), values.tolist(), strict=True):
+        halves = [half - 8 for byte in row for half in (byte % 16, byte // 16)]
+        assert halves == values_of_row + [0] * (k % 2)
+
+
+@pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_files_of_4_bit_weights_hold_4_bits(scale_dtype: torch.dtype, tmp_path: Path) -> None:
+    support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
+    layer = torch.nn.Linear(1024, 512, bias=False)
+    quantize_(layer, ao_arm.acl_int4_grouped(32, scale_dtype=scale_dtype))
+    torch.save(layer.state_dict(), tmp_path / "state.pt")
+    tensors, metadata = support.flatten_tensor_state_dict({"0.weight": layer.state_dict()["weight"]})
+    save_file(tensors, tmp_path / "model.safetensors", metadata=metadata)
+    bytes_a_weight = 0.5 + scale_dtype.itemsize / 32
+    for path in tmp_path.iterdir():
+        assert 0 < path.stat().st_size - bytes_a_weight * 1024 * 512 < 4096, path
+
+
+@pytest.mark.parametrize("shape", [(33, 31), (33, 33), (33, 64), (32, 32), (33,)], ids=str)
+def test_4_bit_values_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    def cut(state: dict[str, Any]) -> None:
+        state["qdata"] = torch.zeros(shape, dtype=torch.uint8)
+        contents = (state[name] for name in ("qdata", "scale", "act_scale", "act_zero_point", "zero_point"))
+        state["checksum"] = checkpoint._checksum(*contents)
+
+    with pytest.raises(ValueError, match=r"rows of k = 64 4-bit values take 32 bytes|not of shapes"):
+        checkpoint.rebuild(_edited(cut, 3))
+
+
 DAMAGED = [
     *((2, "(64, 400)", name) for name in ("qdata", "scale", "act_scale", "act_zero_point")),
-    *((3, "(33, 64)", name) for name in ("qdata", "scale", "zero_point")),
+    *((3, "(33, 32)", name) for name in ("qdata", "scale", "zero_point")),
 ]
 
 
@@ -205,8 +254,18 @@ def test_damaged_bytes_are_refused(layer: int, shape: str, name: str) -> None:
         state[name] = state[name].clone()
         state[name].view(torch.uint8).view(-1)[-1] ^= 1
 
-    with pytest.raises(ValueError, match=rf"shape {re.escape(shape)} is damaged"):
+    with pytest.raises(ValueError, match=rf"is damaged: its checksum.*of shape {re.escape(shape)}"):
         checkpoint.rebuild(_edited(damage, layer))
+
+
+def test_frozen_traces_hold_the_packed_bytes_alone(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 64)).eval()
+    quantize_(model, ao_arm.acl_int8_dynamic())
+    x = torch.randn(2, 256)
+    torch.jit.save(torch.jit.freeze(torch.jit.trace(model, x)), tmp_path / "model.pt")
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    assert 0 < (tmp_path / "model.pt").stat().st_size - held < 8192
+    assert torch.equal(torch.jit.load(tmp_path / "model.pt")(x), model(x))
 
 
 MEASURE = """

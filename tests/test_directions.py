@@ -15,7 +15,8 @@ PACKAGE, SOURCES = CHECKOUT / "ao_arm", CHECKOUT / "csrc"
 
 #: Modules and packages of ao_arm from what imports nothing of ours upward; none imports one of its own line.
 FLOORS = (
-    "_library layout command_line gradients module_weights outcomes progress reference sqnr text_table timing",
+    "_library gradients import_hooks layout module_weights nibbles outcomes "
+    "command_line progress reference sqnr text_table timing",
     "quantize observers",
     "_ops config plain",
     "kernels linear",
@@ -24,7 +25,7 @@ FLOORS = (
     "tensor_ops",
     "affine_quantized",
     "calibration experts stock_weights stored_weights",
-    "checkpoint experts_ops layer_checks ties",
+    "checkpoint experts_ops layer_checks offloading pretrained ties",
     "handlers passes stock_modules",
     "dequantize_model pack_model qat quantize_model",
     "coverage",
