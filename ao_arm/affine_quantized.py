@@ -12,7 +12,7 @@ from torch import Tensor
 from .layout import HAS_AQT, ACLPackedLayout
 from .linear import linear
 from .quantize import LARGEST
-from .tensor import ACLPackedTensor
+from .tensor import ACLPackedTensor, check_supported, unsupported
 from .tensor_ops import copy_weight
 
 if HAS_AQT:
@@ -50,6 +50,13 @@ if HAS_AQT:
                 return args[0]
             return super().__torch_function__(func, types, args, kwargs)
 
+        @classmethod
+        def __torch_dispatch__(
+            cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            check_supported(cls, func, args, kwargs or {})
+            return super().__torch_dispatch__(func, types, args, kwargs or {})
+
         qdata = _of_the_packed_weight("qdata")
         scale = _of_the_packed_weight("scale")
         zero_point = _of_the_packed_weight("zero_point")
@@ -70,7 +77,7 @@ if HAS_AQT:
 
     def _linear(input: Tensor, weight: ACLAffineQuantizedTensor, bias: Tensor | None = None) -> Tensor:
         if type(weight) is not ACLAffineQuantizedTensor:
-            raise NotImplementedError("F.linear takes a packed weight as its weight only")
+            raise NotImplementedError(f"F.linear takes {input!r} as its weight only, and not transposed")
         return linear(input, weight.tensor_impl, bias)
 
     @ACLAffineQuantizedTensor.implements([torch.ops.aten.permute.default, torch.ops.aten.transpose.int])
@@ -81,6 +88,11 @@ if HAS_AQT:
         if [dim % 2 for dim in dims] == [0, 1] and func is torch.ops.aten.permute.default:
             return weight  # type: ignore[no-any-return]
         return torch.ops.aten.t.default(weight)  # type: ignore[no-any-return]
+
+    @ACLAffineQuantizedTensor.implements([torch.ops.aten.select.int, torch.ops.aten.view.default])
+    def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """What torchao has for layouts of its own."""
+        raise unsupported(str(func), args[0].tensor_impl)
 
     @ACLAffineQuantizedTensor.implements(torch.ops.aten.copy_.default)
     def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

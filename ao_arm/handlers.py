@@ -58,6 +58,12 @@ def _weight_of(module: torch.nn.Module, parameter_name: str) -> Tensor:
             f"{type(module).__name__}({module.extra_repr()}) has no parameter '{parameter_name}' to quantize: choose "
             "linear layers, with filter_fn or by the names in FqnToConfig"
         )
+    if parameter_name not in module._parameters and parameter_name not in module._buffers:
+        raise NotImplementedError(
+            f"{_described(module, parameter_name)} was not quantized: it is computed at each call, as by weight norm "
+            "or pruning. Make it permanent first, by torch.nn.utils.parametrize.remove_parametrizations, "
+            "torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove; or leave the layer out with filter_fn"
+        )
     return weight
 
 

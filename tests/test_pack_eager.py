@@ -204,7 +204,7 @@ def test_activations_without_a_range_are_refused(value: float) -> None:
 def test_dynamic_layers_take_float32_as_before(dtype: torch.dtype) -> None:
     model = nn.Sequential(layer_of(DYNAMIC["Linear"]))
     pack_(model)
-    with pytest.raises(ValueError, match="must be float32"):
+    with pytest.raises(ValueError, match=r"must be torch\.float32"):
         model(torch.ones(2, K, dtype=dtype))
     with pytest.raises(ValueError, match="97"):
         model(torch.ones(2, K + 1))
