@@ -6,7 +6,18 @@ tells what became of a model's layers. ``ACLPackedTensor`` is the weight that a 
 ``from_plain`` takes integers from elsewhere.
 """
 
-from . import checkpoint, handlers, kernels, passes, reference
+from . import (
+    _torchao,  # noqa: F401 - before what imports torchao
+    checkpoint,
+    handlers,
+    kernels,
+    observers,
+    passes,
+    reference,
+    system,
+    timing,
+)
+from ._version import __version__ as __version__
 from .affine_quantized import packed_weight_of
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,
@@ -21,7 +32,6 @@ from .layout import ACLPackedLayout
 from .pack_model import pack_
 from .tensor import ACLPackedTensor
 
-__version__ = "0.1.0"
 __all__ = [
     "ACLInt8DynamicActivationInt4WeightConfig",
     "ACLInt8DynamicActivationInt8WeightConfig",
@@ -35,8 +45,16 @@ __all__ = [
     "explain",
     "handlers",
     "kernels",
+    "observers",
     "pack_",
     "packed_weight_of",
     "passes",
     "reference",
+    "system",
+    "timing",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, and what every module has."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
