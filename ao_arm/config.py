@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torchao.core.config import ALLOWED_AO_MODULES, AOBaseConfig
 from torchao.quantization.granularity import Granularity, PerAxis, PerRow, PerTensor, PerToken
 from torchao.quantization.quant_primitives import MappingType
 
-from .layout import ACLPackedLayout
+from .layout import ACLPackedLayout, whole_number
 from .observers import OBSERVERS
 
 # Lets torchao's config_from_dict look for configurations here.
@@ -56,11 +55,6 @@ def _granularity(name: str, granularity: Granularity, of_a_row: str, also: Granu
 
 def _weight_granularity(granularity: Granularity) -> str:
     return _granularity("weight_granularity", granularity, "per_channel", PerAxis(0))
-
-
-def _whole_number(value: Any) -> int | None:
-    """An integer of any library as Python's, or None if it is none."""
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
 @dataclass
@@ -234,7 +228,7 @@ class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
     def __post_init__(self) -> None:
         _check_version(self.version)
         if self.group_size is not None:
-            group_size = _whole_number(self.group_size)
+            group_size = whole_number(self.group_size)
             if group_size is None or group_size < 1:
                 raise ValueError(
                     f"group_size must be a whole number of at least 1, or None for whole rows, not {self.group_size!r}"

@@ -136,9 +136,13 @@ def test_integers_of_numpy_are_integers(kind: str) -> None:
     numpy = pytest.importorskip("numpy")
     config = ao_arm.acl_int4_grouped(getattr(numpy, kind)(32))
     assert type(config.group_size) is int and config == ao_arm.acl_int4_grouped(32)
+    layout = dict(activation_mapping="asymmetric", weight_granularity="per_group", scheme="int4_grouped")
+    assert type(ao_arm.ACLPackedLayout(**layout, group_size=getattr(numpy, kind)(32)).group_size) is int
     for wrong in (True, numpy.float32(32), numpy.bool_(True)):
         with pytest.raises(ValueError, match=r"group_size must be a whole number of at least 1"):
             ao_arm.acl_int4_grouped(wrong)
+        with pytest.raises(ValueError, match=r"group_size must be at least 1 for int4_grouped"):
+            ao_arm.ACLPackedLayout(**layout, group_size=wrong)
 
 
 # --- ONNX ---
