@@ -8,15 +8,20 @@ elsewhere.
 """
 
 from . import (
+    _torchao,  # noqa: F401 - before what imports torchao
     checkpoint,
-    experts_ops,  # noqa: F401 (registers ops)
+    experts_ops,  # noqa: F401 - registers ops
     handlers,
     kernels,
-    offloading,  # noqa: F401 (waits for accelerate to be imported)
+    observers,
+    offloading,  # noqa: F401 - waits for accelerate to be imported
     passes,
     qat,
     reference,
+    system,
+    timing,
 )
+from ._version import __version__ as __version__
 from .affine_quantized import packed_weight_of
 from .config import (
     ACLInt8DynamicActivationInt4WeightConfig,
@@ -36,7 +41,6 @@ from .pretrained import save_pretrained
 from .quantize_model import quantize_
 from .tensor import ACLPackedTensor
 
-__version__ = "0.1.0"
 __all__ = [
     "ACLInt8DynamicActivationInt4WeightConfig",
     "ACLInt8DynamicActivationInt8WeightConfig",
@@ -52,6 +56,7 @@ __all__ = [
     "explain",
     "handlers",
     "kernels",
+    "observers",
     "pack_",
     "packed_weight_of",
     "passes",
@@ -60,4 +65,11 @@ __all__ = [
     "quantize_",
     "reference",
     "save_pretrained",
+    "system",
+    "timing",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, and what every module has."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

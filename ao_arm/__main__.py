@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import info
+from . import command_line, info
+from ._version import __version__
 from .benchmark import command as bench
 from .demo import command as demo
 
@@ -29,15 +32,24 @@ SUBCOMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ao_arm", description="Int8 linear layers for PyTorch on Arm CPUs.")
+    """Runs one subcommand and returns its exit code, which is 130 if Ctrl-C ended it."""
+    description = "Int8 and 4-bit linear layers for PyTorch on Arm CPUs."
+    parser = argparse.ArgumentParser(prog="python -m ao_arm", description=description)
+    parser.add_argument("--version", action="version", version=f"ao_arm {__version__}")
     choices = parser.add_subparsers(required=True, metavar=" | ".join(row.name for row in SUBCOMMANDS))
     for row in SUBCOMMANDS:
         subparser = choices.add_parser(row.name, help=row.summary, description=f"{row.summary.capitalize()}.")
         row.add_arguments(subparser)
-        subparser.set_defaults(run=row.run)
+        subparser.set_defaults(run=row.run, command=row.name)
     args = parser.parse_args(arguments)
-    exit_code: int = args.run(args)
+    try:
+        exit_code: int = args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return command_line.interrupted(args.command)
+    except BrokenPipeError:  # as of `info | head`; what Python still holds must not be written when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return exit_code
 
 

@@ -6,13 +6,14 @@ The library states its schemas too, as it may be loaded without Python; where th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import _library
-from .quantize import FLOATS
+from .quantize import FLOATS, check_float
 
 _MARK = "ao_arm: "
 _P = ParamSpec("_P")
@@ -33,6 +34,15 @@ def call(op: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         raise user_error(error) from None
 
 
+def _check_not_for_onnx(name: str) -> None:
+    """While torch exports to ONNX, which has no such op; fake kernels are what exporting calls."""
+    if torch.onnx.is_in_onnx_export():
+        raise NotImplementedError(
+            f"ONNX has no op for ao_arm::{name}: export the float model to ONNX and quantize it there, as by "
+            "onnxruntime.quantization; or export what ao_arm quantized by torch.export.export or AOTInductor"
+        )
+
+
 def _op(fake: Callable[_P, _T]) -> Callable[_P, _T]:
     """The op that has the name, the arguments and the results of its fake kernel."""
     name = fake.__name__
@@ -44,7 +54,13 @@ def _op(fake: Callable[_P, _T]) -> Callable[_P, _T]:
             f"{_library.PATH} has the op {built}, but this Python code expects {expected}: the two are of different "
             "versions. Reinstall ao_arm."
         )
-    torch.library.register_fake(f"ao_arm::{name}")(fake)
+
+    @wraps(fake)
+    def exportable(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        _check_not_for_onnx(name)
+        return fake(*args, **kwargs)
+
+    torch.library.register_fake(f"ao_arm::{name}")(exportable)
     return op
 
 
@@ -58,8 +74,7 @@ def _check_devices(input: Tensor, others: dict[str, Tensor | None], called: str 
 def linear_int8_dynamic(
     input: Tensor, packed_weight: Tensor, weight_scale: Tensor, bias: Tensor | None, symmetric: bool, per_token: bool
 ) -> Tensor:
-    if input.dtype not in FLOATS:
-        raise ValueError(f"input must be float32, bfloat16 or float16, not {input.dtype}")
+    check_float("input", input.dtype)
     _check_devices(input, {"packed_weight": packed_weight, "weight_scale": weight_scale, "bias": bias})
     return input.new_empty((*input.shape[:-1], weight_scale.shape[0]))
 
@@ -75,9 +90,8 @@ def linear_int8_quantized(
     output_dtype: torch.dtype,
 ) -> Tensor:
     if qdata.dtype != torch.int8:
-        raise ValueError(f"qdata must be int8, not {qdata.dtype}")
-    if output_dtype not in FLOATS:
-        raise ValueError(f"output_dtype must be float32, bfloat16 or float16, not {output_dtype}")
+        raise ValueError(f"qdata must be torch.int8, not {qdata.dtype}")
+    check_float("output_dtype", output_dtype)
     others = {
         "act_scale": act_scale,
         "act_zero_point": act_zero_point,
@@ -105,8 +119,8 @@ def linear_int8_static(
 ) -> Tensor:
     if input.dtype not in (*FLOATS, input_zero_point.dtype):
         raise ValueError(
-            f"input must be float32, bfloat16, float16 or, as input_zero_point is, {input_zero_point.dtype}, not "
-            f"{input.dtype}"
+            "input must be torch.float32, torch.bfloat16, torch.float16 or, as input_zero_point is, "
+            f"{input_zero_point.dtype}, not {input.dtype}"
         )
     others = {
         "packed_weight": packed_weight,
@@ -165,7 +179,7 @@ def linear_qta8a_qga4w(
     output_max: float | None = None,
 ) -> Tensor:
     if input.dtype not in (*FLOATS, torch.int8):
-        raise ValueError(f"input must be float32, bfloat16, float16 or int8, not {input.dtype}")
+        raise ValueError(f"input must be torch.float32, torch.bfloat16, torch.float16 or torch.int8, not {input.dtype}")
     others = {"packed_weight": packed_weight, "bias": bias, "act_scale": act_scale, "act_zero_point": act_zero_point}
     _check_devices(input, others)
     dtype = torch.float32 if input.dtype == torch.int8 else input.dtype

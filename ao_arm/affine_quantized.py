@@ -12,7 +12,7 @@ from torch import Tensor
 from .layout import HAS_AQT, ACLPackedLayout
 from .linear import linear
 from .quantize import LARGEST
-from .tensor import MEMORY_OF, ACLPackedTensor
+from .tensor import MEMORY_OF, ACLPackedTensor, check_supported, unsupported
 from .tensor_ops import AS_THE_PACKED_TENSOR, attention, copy_weight
 from .torch_functions import overridden
 
@@ -56,6 +56,13 @@ if HAS_AQT:
                 return args[0] if func is torch.Tensor.share_memory_ else result
             return super().__torch_function__(func, types, args, kwargs)
 
+        @classmethod
+        def __torch_dispatch__(
+            cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            check_supported(cls, func, args, kwargs or {})
+            return super().__torch_dispatch__(func, types, args, kwargs or {})
+
         qdata = _of_the_packed_weight("qdata")
         scale = _of_the_packed_weight("scale")
         zero_point = _of_the_packed_weight("zero_point")
@@ -77,7 +84,7 @@ if HAS_AQT:
 
     def _linear(input: Tensor, weight: ACLAffineQuantizedTensor, bias: Tensor | None = None) -> Tensor:
         if type(weight) is not ACLAffineQuantizedTensor:
-            raise NotImplementedError("F.linear takes a packed weight as its weight only")
+            raise NotImplementedError(f"F.linear takes {input!r} as its weight only, and not transposed")
         return linear(input, weight.tensor_impl, bias)
 
     @ACLAffineQuantizedTensor.implements([torch.ops.aten.permute.default, torch.ops.aten.transpose.int])
@@ -97,6 +104,11 @@ if HAS_AQT:
         parts = func(args[0].tensor_impl, *args[1:], **kwargs)
         with torch.inference_mode(False):
             return [as_weight(part) for part in parts]
+
+    @ACLAffineQuantizedTensor.implements([torch.ops.aten.select.int, torch.ops.aten.view.default])
+    def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """What torchao has for layouts of its own."""
+        raise unsupported(str(func), args[0].tensor_impl)
 
     @ACLAffineQuantizedTensor.implements(torch.ops.aten.copy_.default)
     def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -1,9 +1,11 @@
-"""What the subcommands of ``python -m ao_arm`` have in common: types of options, quiet, and what is not installed."""
+"""What the subcommands of ``python -m ao_arm`` share: types of options, quiet, Ctrl-C, and what is not installed."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +40,12 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+def interrupted(command: str, what_is_left: str = "") -> int:
+    """Says in one line that Ctrl-C ended a command, and what there is of it; returns the exit code of that."""
+    print(f"ao_arm {command}: interrupted{what_is_left and f': {what_is_left}'}", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 def require(command: str, extra: str, *packages: str) -> None:

@@ -11,7 +11,7 @@ from torchao.core.config import ALLOWED_AO_MODULES, AOBaseConfig
 from torchao.quantization.granularity import Granularity, PerAxis, PerRow, PerTensor, PerToken
 from torchao.quantization.quant_primitives import MappingType
 
-from .layout import ACLPackedLayout
+from .layout import ACLPackedLayout, whole_number
 from .observers import OBSERVERS
 
 # Lets torchao's config_from_dict look for configurations here.
@@ -47,12 +47,21 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"{name} must be a number or a tensor of one, not {value!r}") from None
 
 
-def _weight_granularity(granularity: Granularity) -> str:
-    if isinstance(granularity, PerRow) or granularity == PerAxis(0):
-        return "per_channel"
+#: Of a ``PerRow``: along a row, whose values share a scale.
+_ALONG_ROWS = (-1, 1)
+
+
+def _granularity(name: str, granularity: Granularity, of_a_row: str, also: Granularity) -> str:
+    """The granularity in a layout's words: ``of_a_row`` for ``PerRow`` along rows and for ``also``."""
+    if granularity == also or (isinstance(granularity, PerRow) and granularity.dim in _ALONG_ROWS):
+        return of_a_row
     if isinstance(granularity, PerTensor):
         return "per_tensor"
-    raise ValueError(f"weight_granularity must be PerRow() or PerTensor(), not {granularity}")
+    raise ValueError(f"{name} must be PerRow(), {also} or PerTensor(), not {granularity}: only rows have a scale each")
+
+
+def _weight_granularity(granularity: Granularity) -> str:
+    return _granularity("weight_granularity", granularity, "per_channel", PerAxis(0))
 
 
 @dataclass
@@ -90,12 +99,7 @@ class ACLInt8DynamicActivationInt8WeightConfig(AOBaseConfig):
 
     def layout(self) -> ACLPackedLayout:
         """This configuration as the tensors keep it."""
-        if isinstance(self.act_granularity, PerToken | PerRow):
-            activation = "per_token"
-        elif isinstance(self.act_granularity, PerTensor):
-            activation = "per_tensor"
-        else:
-            raise ValueError(f"act_granularity must be PerToken() or PerTensor(), not {self.act_granularity}")
+        activation = _granularity("act_granularity", self.act_granularity, "per_token", PerToken())
         return ACLPackedLayout(
             _mapping(self.act_mapping_type), activation, _weight_granularity(self.weight_granularity)
         )
@@ -262,10 +266,13 @@ class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
     def __post_init__(self) -> None:
         _check_version(self.version)
         _check_policy(self.on_unsupported, (*_POLICIES, "int8"))
-        if self.group_size is not None and (type(self.group_size) is not int or self.group_size < 1):
-            raise ValueError(
-                f"group_size must be a whole number of at least 1, or None for whole rows, not {self.group_size!r}"
-            )
+        if self.group_size is not None:
+            group_size = whole_number(self.group_size)
+            if group_size is None or group_size < 1:
+                raise ValueError(
+                    f"group_size must be a whole number of at least 1, or None for whole rows, not {self.group_size!r}"
+                )
+            self.group_size = group_size
         if self.scale_dtype not in (torch.bfloat16, torch.float32):
             raise ValueError(f"scale_dtype must be torch.bfloat16 or torch.float32, not {self.scale_dtype}")
         self.layout(1)

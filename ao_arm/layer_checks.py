@@ -62,6 +62,13 @@ def check_layer(module: torch.nn.Module, parameter_name: str, config: Config) ->
     """
     weight, kind = weight_of(module, parameter_name), described_weight(module, parameter_name)
     check_served(module, kind)
+    owner, attribute = owner_of(module, parameter_name)
+    if attribute not in owner._parameters and attribute not in owner._buffers:
+        raise NotImplementedError(
+            "it is computed at each call, as by weight norm or pruning. Make it permanent first, by "
+            "torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm or "
+            "torch.nn.utils.prune.remove; or leave the layer out with filter_fn"
+        )
     if packed_in(weight) is None:
         if (source := source_of(weight)) is not None:
             raise ValueError(

@@ -6,6 +6,7 @@ On a torchao that has AffineQuantizedTensor (up to 0.17) the class is a genuine 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 _LayoutBase: Any = object
@@ -49,6 +50,11 @@ _ACCEPTED: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
+def whole_number(value: Any) -> int | None:
+    """An integer of any library as Python's; None of what is none, such as a bool."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+
+
 @dataclass(frozen=True)
 class ACLPackedLayout(_LayoutBase):
     """How a packed weight is quantized, and how the activations that meet it are.
@@ -84,8 +90,11 @@ class ACLPackedLayout(_LayoutBase):
         for name, accepted in _ACCEPTED[self.scheme].items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {accepted} for {self.scheme}, not {getattr(self, name)!r}")
-        if self.scheme == "int4_grouped" and self.group_size < 1:
-            raise ValueError(f"group_size must be at least 1 for {self.scheme}, not {self.group_size}")
+        if self.scheme == "int4_grouped":
+            group_size = whole_number(self.group_size)
+            if group_size is None or group_size < 1:
+                raise ValueError(f"group_size must be at least 1 for {self.scheme}, not {self.group_size!r}")
+            object.__setattr__(self, "group_size", group_size)
         if self.activation_mapping == "symmetric_127" and self.activation_granularity != "per_token":
             raise ValueError(
                 "activation_mapping 'symmetric_127' is per token: activation_granularity must be 'per_token'"

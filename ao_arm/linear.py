@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _ops
 from .gradients import are_asked_for, straight_through
 from .plain import Plain
-from .quantize import FLOATS
+from .quantize import check_float
 
 _linear_int8_dynamic = _ops.linear_int8_dynamic
 _linear_int8_quantized = _ops.linear_int8_quantized
@@ -56,7 +56,8 @@ def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> T
         ValueError: if shapes, dtypes or devices do not fit, or the packed bytes cannot be read here.
     """
     if getattr(weight, "transposed", True):  # an ordinary tensor, whose input is packed, knows no such thing
-        raise NotImplementedError("F.linear takes an ACLPackedTensor as its weight only, and not a transposed one")
+        packed = weight if hasattr(weight, "transposed") else input
+        raise NotImplementedError(f"F.linear takes {packed!r} as its weight only, and not transposed")
     return multiply(input, weight, bias)
 
 
@@ -103,8 +104,8 @@ def _fused(input: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
             input, weight.packed_weight, weight.weight_scale, bias, weight.act_scale, weight.act_zero_point
         )
     except RuntimeError as error:
-        if weight.weight_scale is None and input.dtype not in FLOATS:  # the op takes more, with scales
-            raise ValueError(f"input must be float32, bfloat16 or float16, not {input.dtype}") from None
+        if weight.weight_scale is None:  # the op takes more, with scales
+            check_float("input", input.dtype)
         raise _ops.user_error(error) from None
 
 
@@ -119,8 +120,7 @@ def quantize_to_127(input: Tensor) -> tuple[Tensor, Tensor]:
         ``clamp(round(x * (1 / scale)), -127, 127)``, int8, and ``scale = max |x| / 127``, at least 1e-5, computed
         in the input's dtype, as float32 (..., 1). The scale of a token that holds a NaN or an infinity is that too.
     """
-    if input.dtype not in FLOATS:
-        raise ValueError(f"input must be float32, bfloat16 or float16, not {input.dtype}")
+    check_float("input", input.dtype)
     if input.shape[-1] == 0:
         raise ValueError("input has no columns")
     scale = (input.abs().amax(dim=-1, keepdim=True) / 127.0).clamp(min=1e-5).float()

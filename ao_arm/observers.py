@@ -140,8 +140,8 @@ OBSERVERS: dict[str, Callable[..., Any]] = {
 }
 
 
-#: What it takes without one.
 DEFAULT = "minmax"
+"""The observer that ``acl_int8_static`` takes without one."""
 
 
 def make_observer(name: str, mapping: MappingType, dtype: torch.dtype) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .layout import ACLPackedLayout
 from .quantize import (
-    FLOATS,
+    check_float,
     check_group_size,
     check_weight,
     quantize_weight,
@@ -81,8 +81,7 @@ def checked(
     data: Tensor, scale: Tensor, zero_point: Tensor | None, layout: ACLPackedLayout, dtype: torch.dtype
 ) -> tuple[Plain, ACLPackedLayout]:
     """A weight that is quantized already, and the layout that it has; see ``ACLPackedTensor.from_plain``."""
-    if dtype not in FLOATS:
-        raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
+    check_float("dtype", dtype)
     for name, tensor in (("data", data), ("scale", scale), ("zero_point", zero_point)):
         if tensor is not None and tensor.device.type != "cpu":
             raise NotImplementedError(f"{name} is on the device {tensor.device}, and ao_arm packs on the CPU")
@@ -94,7 +93,7 @@ def _checked_int8(
 ) -> tuple[Plain, ACLPackedLayout]:
     """An int8 weight, and the layout with the granularity that its scales have."""
     if data.dtype != torch.int8 or data.dim() != 2:
-        raise ValueError(f"data must be an int8 matrix (n, k), not {data.dtype} of shape {tuple(data.shape)}")
+        raise ValueError(f"data must be a torch.int8 matrix (n, k), not {data.dtype} of shape {tuple(data.shape)}")
     n = data.shape[0]
     if scale.numel() not in (1, n):
         raise ValueError(f"scale must have 1 or n = {n} elements, not {scale.numel()}: groups along k are not int8")
@@ -113,7 +112,7 @@ def _checked_grouped(
     """A 4-bit weight as values in [-8, 7], and the layout with the mapping and the scales' dtype that it has."""
     if data.dtype not in (torch.int8, torch.uint8) or data.dim() != 2:
         raise ValueError(
-            f"data must be a matrix (n, k), int8 in [-8, 7] or uint8 in [0, 15], not {data.dtype} of shape "
+            f"data must be a matrix (n, k), torch.int8 in [-8, 7] or torch.uint8 in [0, 15], not {data.dtype} of shape "
             f"{tuple(data.shape)}"
         )
     n, k = data.shape

@@ -107,19 +107,25 @@ def check_weight(weight: Tensor) -> None:
     if weight.device.type != "cpu":
         todo = "load real values first" if weight.device.type == "meta" else "move the model with .cpu()"
         raise NotImplementedError(f"it is on the device {weight.device}, and ao_arm quantizes on the CPU; {todo}")
-    if weight.dtype not in FLOATS:
-        raise ValueError(f"its dtype must be float32, bfloat16 or float16, not {weight.dtype}")
+    check_float("its dtype", weight.dtype)
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"it must be a matrix (n, k) with n and k of at least 1, not of shape {tuple(weight.shape)}")
 
 
 def check_finite(weight: Tensor) -> None:
-    """Raises ``ValueError`` if a float weight (n, k) holds NaN or infinity; names the first one."""
+    """Raises ``ValueError`` if a float weight, (n, k) or of experts, holds NaN or infinity; names the first one."""
     weight = weight.detach()
+    weight = weight.reshape(-1, weight.shape[-1])
     rows = max(1, _CHUNK // weight.shape[1])
     for begin in range(0, weight.shape[0], rows):
         part = weight[begin : begin + rows]
         _check_finite(part, part.abs().amax(dim=1), begin)
+
+
+def check_float(name: str, dtype: torch.dtype) -> None:
+    """Raises ``ValueError`` unless layers take and give this dtype."""
+    if dtype not in FLOATS:
+        raise ValueError(f"{name} must be torch.float32, torch.bfloat16 or torch.float16, not {dtype}")
 
 
 def check_group_size(k: int, group_size: int) -> None:

@@ -130,7 +130,7 @@ class PackedDynamicLinear(PackedEagerLinear):
             ValueError: if the input has another shape or dtype, or holds NaN or infinity.
         """
         if input.dtype != torch.float32:
-            raise ValueError(f"input must be float32, as torch.ao's dynamic layers take it, not {input.dtype}")
+            raise ValueError(f"input must be torch.float32, as torch.ao's dynamic layers take it, not {input.dtype}")
         scale, zero_point = 1.0, 0
         if input.numel() > 0:
             try:
@@ -197,7 +197,7 @@ class PackedQuantizedLinear(PackedEagerLinear):
             raise ValueError(f"input must be quantized with one scale, by torch.quantize_per_tensor, not {input.dtype}")
         values = input.int_repr()
         if values.dtype not in (torch.uint8, torch.int8):
-            raise ValueError(f"input must be quint8 or qint8, not {input.dtype}")
+            raise ValueError(f"input must be torch.quint8 or torch.qint8, not {input.dtype}")
         output = self._linear(
             values,
             *_quantization(input.q_scale(), input.q_zero_point(), values.dtype),
@@ -270,7 +270,7 @@ def read(module: _Module) -> StockLayer:
 
 def _read_dynamic(module: Any, relu: bool) -> StockLayer:
     if module._packed_params.dtype != torch.qint8:
-        raise NotImplementedError("its weight is float16 and its activations are floats: ao_arm serves integers")
+        raise NotImplementedError("its weight is torch.float16 and its activations are floats: ao_arm serves integers")
     reduce_range = module.version is not None and module.version >= 4
     weight, bias = _weight_and_bias(module)
     ignored = torch.backends.quantized.engine == "qnnpack"
@@ -290,7 +290,7 @@ def _read_static(module: Any, relu: bool) -> StockLayer:
 def _weight_and_bias(module: Any) -> tuple[StockWeight, Tensor | None]:
     weight, bias = module.weight(), module.bias()
     if weight.dtype != torch.qint8:
-        raise NotImplementedError(f"its weight is {weight.dtype}, and ao_arm's are qint8")
+        raise NotImplementedError(f"its weight is {weight.dtype}, and ao_arm's are torch.qint8")
     if weight.qscheme() in _PER_TENSOR:
         scale, zero_point = _quantization(weight.q_scale(), weight.q_zero_point(), torch.int32)
     elif weight.qscheme() in _PER_CHANNEL and weight.q_per_channel_axis() == 0:

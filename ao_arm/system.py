@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 import torchao
 
-from . import __version__, _ops
+from . import _ops
+from ._version import __version__
 
-#: Set by tests/arm64 in every emulated process: the name of the CPU model.
 EMULATED_CPU = "AO_ARM_EMULATED_CPU"
+"""Environment variable that tests/arm64 sets in every emulated process: the name of the CPU model."""
 
 #: Linux on Arm gives the number of a core's design, not its name.
 _CPU_PARTS = {

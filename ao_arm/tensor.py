@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torchao.utils import TorchAOBaseTensor
 
 from . import _ops, kernels
@@ -31,6 +32,24 @@ if HAS_AQT:
 
 #: The inner tensors; all but the first may be None.
 _INNER = ("packed_weight", "weight_scale", "act_pre_scale", "act_scale", "act_zero_point")
+
+
+def check_supported(cls: Any, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises ``NotImplementedError`` unless this class of packed weights implements an op of torch's."""
+    if op not in cls._ATEN_OP_TABLE.get(cls, ()):
+        weight = next(value for value in tree_leaves((args, kwargs)) if isinstance(value, cls))
+        raise unsupported(str(op), getattr(weight, "tensor_impl", weight))
+
+
+def unsupported(op: str, weight: ACLPackedTensor) -> NotImplementedError:
+    """The error of code that asks a packed weight for more than layers do; it names the weight and what to do."""
+    return NotImplementedError(
+        f"{op} cannot take the packed weight {weight!r}, which can be copied, transposed, sliced, and otherwise "
+        "multiplies as x @ w.t() or F.linear(x, w) only. Resize, prune and reparametrize before quantize_; give other "
+        "code weight.dequantize(), or leave the layer out of quantize_ with filter_fn. DistributedDataParallel("
+        "..., init_sync=False) and fully_shard(..., ignored_params={parameters for which "
+        "ao_arm.packed_weight_of(parameter) is not None}) leave packed weights as they are in each process"
+    )
 
 
 #: By how activations are quantized, the argument of the op; None for what the op does not do itself.
@@ -327,6 +346,13 @@ class ACLPackedTensor(_Base):
         return f"{type(self).__name__}(shape={tuple(self.shape)}, {self.scheme}, {where}, dtype={self.weight_dtype})"
 
     # --- using one ---
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        check_supported(cls, func, args, kwargs or {})
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
 
     @classmethod
     def __torch_function__(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from .linear import linear, multiply
-from .tensor import ACLPackedTensor
+from .tensor import ACLPackedTensor, unsupported
 
 aten = torch.ops.aten
 implements = ACLPackedTensor.implements
@@ -28,13 +28,13 @@ def copy_weight(target: Tensor, source: Tensor) -> None:
     """
     if not isinstance(source, ACLPackedTensor):
         raise ValueError(
-            f"a {source.dtype} tensor cannot be copied into a weight that ao_arm quantized: load it into the model "
-            "before quantize_"
+            f"a {source.dtype} tensor cannot be copied into a weight that ao_arm quantized, {target!r}: load it into "
+            "the model before quantize_"
         )
     if not isinstance(target, ACLPackedTensor):
         raise ValueError(
-            f"a weight that ao_arm quantized cannot be copied into a {target.dtype} tensor: quantize_ the model first, "
-            "or use load_state_dict(..., assign=True)"
+            f"a weight that ao_arm quantized cannot be copied into a {target.dtype} tensor. It is {source!r}: "
+            "quantize_ the model first, or use load_state_dict(..., assign=True); resize a model before quantize_"
         )
     for name in ("weight_shape", "_layout", "transposed"):
         theirs, ours = getattr(source, name), getattr(target, name)
@@ -92,7 +92,7 @@ def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
     dims = args[1] if func is aten.permute.default else args[1:] or (1, 0)
     order = [dim % 2 for dim in dims]
     if sorted(order) != [0, 1]:
-        raise ValueError(f"an ACLPackedTensor has the dimensions 0 and 1, not {tuple(dims)}")
+        raise ValueError(f"{weight!r} has the dimensions 0 and 1, not {tuple(dims)}")
     swaps = func is not aten.permute.default or order == [1, 0]
     flipped = weight._rewrap(transposed=weight.transposed != swaps)
     result: Tensor = return_and_correct_aliasing(func, args, kwargs, flipped)
@@ -195,9 +195,8 @@ def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
 def _matmul(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``input @ weight + bias`` as compiled graphs write a linear layer: with the weight transposed."""
     if not isinstance(weight, ACLPackedTensor) or not weight.transposed:
-        raise NotImplementedError(
-            "an ACLPackedTensor multiplies as x @ w.t() or F.linear(x, w) only; dequantize() it for other products"
-        )
+        packed = next(operand for operand in (weight, input) if isinstance(operand, ACLPackedTensor))
+        raise unsupported("another product", packed)
     return multiply(input, weight, bias)
 
 
@@ -208,10 +207,10 @@ def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
 
 @implements(aten.addmm.default)
 def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    if kwargs.get("alpha", 1) != 1 or kwargs.get("beta", 1) != 1:
-        raise NotImplementedError("addmm with an ACLPackedTensor supports alpha = beta = 1 only")
     bias: Tensor
     bias, input, weight = args[:3]
+    if kwargs.get("alpha", 1) != 1 or kwargs.get("beta", 1) != 1:
+        raise NotImplementedError(f"addmm with {weight!r} supports alpha = beta = 1 only")
     if bias.dim() != 1:
         return _matmul(input, weight, None) + bias
     return _matmul(input, weight, bias)
@@ -223,28 +222,10 @@ def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> bool:
     return any(inner.is_pinned() for inner in args[0]._inner().values())
 
 
-#: What torch's wrappers of models do with each weight, and how they leave packed ones alone.
-_NOT_OF_PACKED_BYTES = {
-    aten.view.default: "to train beside it, load or quantize the same weights in each process and wrap the model in "
-    "DistributedDataParallel(..., init_sync=False)",
-    aten.split.Tensor: "fully_shard leaves it whole in each process by ignored_params={parameters for which "
-    "ao_arm.packed_weight_of(parameter) is not None}",
-}
-
-
-@implements([*_NOT_OF_PACKED_BYTES])
-def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
-    raise NotImplementedError(
-        f"an ACLPackedTensor, here of shape {tuple(args[0].shape)}, holds packed bytes, which {func} cannot rearrange: "
-        f"dequantize() it; or {_NOT_OF_PACKED_BYTES[func]}"
-    )
-
-
 #: What an AffineQuantizedTensor leaves to the packed tensor that it holds.
 AS_THE_PACKED_TENSOR = [
     aten.mm.default,
     aten.matmul.default,
     aten.addmm.default,
     aten.is_pinned.default,
-    *_NOT_OF_PACKED_BYTES,
 ]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median and the quartiles over ``samples``, each the mean of ``calls`` calls."""
+    """Seconds of one call: the ``median`` and the quartiles, ``low`` and ``high``, over ``samples``, each the mean of
+    ``calls`` calls."""
 
     median: float
     low: float
@@ -27,7 +28,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Task:
-    """What is timed: a call, how many of them make a sample, and after how many samples it rests (None: never)."""
+    """What is timed: a ``call``, how many ``calls`` of it make a sample, and after ``most_samples`` it rests (None:
+    never)."""
 
     call: Callable[[], object]
     calls: int = 1

@@ -262,9 +262,12 @@ WRONG: dict[str, tuple[Tensor, str]] = {
     ),
     "float64": (
         torch.ones(5, K, dtype=torch.float64),
-        "input must be float32, bfloat16(,| or) float16.* not torch.float64",
+        "input must be torch.float32, torch.bfloat16(,| or) torch.float16.* not torch.float64",
     ),
-    "int32": (torch.ones(5, K, dtype=torch.int32), "input must be float32, bfloat16(,| or) float16.* not torch.int32"),
+    "int32": (
+        torch.ones(5, K, dtype=torch.int32),
+        "input must be torch.float32, torch.bfloat16(,| or) torch.float16.* not torch.int32",
+    ),
 }
 
 

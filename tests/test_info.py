@@ -1,7 +1,9 @@
+import json
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +15,8 @@ from ao_arm.__main__ import main
 from ao_arm.system import current_system
 
 
-def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(["info", *arguments]) == 0
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str, exit_code: int = 0) -> str:
+    assert main(["info", *arguments]) == exit_code
     return capsys.readouterr().out
 
 
@@ -93,23 +95,62 @@ def test_an_unknown_forced_kernel_does_not_stop_info(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(kernels.FORCE, "none/such")
-    output = shown(capsys)
+    output = shown(capsys, exit_code=1)
     assert "no kernel is chosen: " in output
     assert row_of(output, "portable/baseline").endswith("fits")
 
 
 def test_a_shape_that_no_kernel_serves(capsys: pytest.CaptureFixture[str]) -> None:
-    output = shown(capsys, "--n", "0")
+    output = shown(capsys, "--n", "0", exit_code=1)
     assert "no kernel is chosen: " in output
     assert all(row_of(output, kernel.id).endswith("rejected") for kernel in kernels.list())
 
 
 def test_a_group_size_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    output = shown(capsys, "--k", "100", "--group-size", "32")
+    output = shown(capsys, "--k", "100", "--group-size", "32", exit_code=1)
     assert "no kernel is chosen: " in output and "k = 100 is no multiple of the group size 32" in output
     with pytest.raises(SystemExit):
         main(["info", "--group-size", "0"])
     assert "it must be at least 1, not 0" in capsys.readouterr().err
+
+
+#: As docs/installation.md states them; others read them.
+KEYS = {
+    "cpu features emulated threads ao_arm torch torchao build library forced layer chosen complaint kernels",
+    "n k group_size",
+    "id summary features reasons cost verdict",
+}
+
+
+@pytest.mark.parametrize("group_size", [0, 64])
+def test_json_has_what_the_text_has(capsys: pytest.CaptureFixture[str], group_size: int) -> None:
+    options = ("--n", "128", "--k", "192", *(("--group-size", str(group_size)) if group_size else ()))
+    found = json.loads(shown(capsys, "--json", *options))
+    text = shown(capsys, *options)
+    assert {" ".join(part) for part in (found, found["layer"], *found["kernels"])} == KEYS
+    assert found["layer"] == {"n": 128, "k": 192, "group_size": group_size}
+    table = kernels.list(128, 192, group_size)
+    assert [row["id"] for row in found["kernels"]] == [kernel.id for kernel in table]
+    for row, kernel in zip(found["kernels"], table, strict=True):
+        assert row_of(text, row["id"]).endswith(row["verdict"])
+        assert (tuple(row["features"]), tuple(row["reasons"])) == (kernel.features, kernel.reasons)
+        assert row["cost"] == kernel.cost
+    assert found["chosen"] == kernels.select(128, 192, group_size)
+    assert (found["complaint"], found["cpu"], found["torch"]) == ("", current_system().cpu, torch.__version__)
+
+
+def test_json_tells_why_no_kernel_is_chosen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kernels.FORCE, "none/such")
+    found = json.loads(shown(capsys, "--json", exit_code=1))
+    assert (found["chosen"], found["forced"]) == (None, "none/such")
+    assert "AO_ARM_KERNEL names an unknown kernel 'none/such'" in found["complaint"]
+
+
+def test_the_keys_of_the_json_are_documented() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs/installation.md").read_text()
+    assert {key for keys in KEYS for key in keys.split() if f"`{key}`" not in page} == set()
 
 
 @pytest.mark.slow

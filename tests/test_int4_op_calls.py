@@ -12,13 +12,13 @@ pytestmark = pytest.mark.x86
 # --- arguments ---
 
 WRONG_LINEAR = {
-    "double input": (dict(input=torch.ones(5, 64, dtype=torch.float64)), "must be float32"),
+    "double input": (dict(input=torch.ones(5, 64, dtype=torch.float64)), "must be torch.float32"),
     "input of another k": (dict(input=torch.ones(5, 32)), r"\(5, 32\).* must be 64"),
     "another n": (dict(n=8), r"n = 8 is not that of the packed weight, which has shape \(7, 64\)"),
     "int8 without scales": (dict(input=torch.ones(5, 64, dtype=torch.int8)), "int8 input needs act_scale"),
     "zero points without scales": (dict(act_zero_point=torch.zeros(5, dtype=torch.int32)), "without act_scale"),
     "scales of another length": (dict(act_scale=torch.ones(4)), "one element for each of the 5 tokens, or one for all"),
-    "scales of another dtype": (dict(act_scale=torch.ones(5).double()), "act_scale must be float32"),
+    "scales of another dtype": (dict(act_scale=torch.ones(5).double()), "act_scale must be torch.float32"),
     "zero points out of range": (
         dict(act_scale=torch.ones(5), act_zero_point=torch.full((5,), 128, dtype=torch.int32)),
         r"must lie in \[-128, 127\], but holds 128",
@@ -41,8 +41,8 @@ def test_linear_refuses_wrong_arguments(wrong: str) -> None:
 def test_packing_refuses_wrong_arguments() -> None:
     qdata, scale, zero_point = plain_of(7, 64, 32, torch.bfloat16, True)
     for message, arguments in (
-        ("qdata must be int8", (qdata.float(), scale, None)),
-        ("scale must be bfloat16 or float32", (qdata, scale.half(), None)),
+        ("qdata must be torch.int8", (qdata.float(), scale, None)),
+        ("scale must be torch.bfloat16 or torch.float32", (qdata, scale.half(), None)),
         (r"scale \(n, k / group_size\)", (qdata, scale[:6].contiguous(), None)),
         (r"is no multiple of 3 groups", (qdata, torch.ones(7, 3), None)),
         ("must have the shape of scale", (qdata, scale, zero_point[:, :1].contiguous())),

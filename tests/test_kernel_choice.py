@@ -6,6 +6,7 @@ import torch
 from models import quantized_layers_of
 from packed_headers import name_in
 from torch import nn
+from torchao.core.config import AOBaseConfig
 
 import ao_arm
 from ao_arm import kernels
@@ -123,7 +124,25 @@ def test_kernels_for_both_kinds_of_weights_are_forced(names: str, monkeypatch: p
         cases.assert_by_reference(model[1](x), x, packed, model[1].bias)
 
 
-@pytest.mark.parametrize("names", ["portable/baseline", "none/such,portable/baseline", "none/such", "a,b"])
+@pytest.mark.parametrize(
+    ("name", "kind", "layer", "config"),
+    [
+        ("portable/baseline", "int8", "4-bit", ao_arm.acl_int4_grouped()),
+        ("portable/int4_baseline", "4-bit", "int8", ao_arm.acl_int8_dynamic()),
+    ],
+)
+def test_a_kernel_for_the_other_kind_of_weights_is_called_that(
+    name: str, kind: str, layer: str, config: AOBaseConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AO_ARM_KERNEL", name)
+    words = f"AO_ARM_KERNEL names '{name}', a kernel for {kind} weights alone, and this layer has {layer} ones"
+    with pytest.raises(ValueError, match=words) as caught:
+        quantized_layers_of(64, 48, config=config)
+    for row in kernels.list(group_size=32 if layer == "4-bit" else 0):
+        assert row.id in str(caught.value)
+
+
+@pytest.mark.parametrize("names", ["none/such,portable/baseline", "none/such", "a,b"])
 def test_a_kernel_for_4_bit_weights_has_to_be_among_those_forced(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AO_ARM_KERNEL", names)
     with pytest.raises(ValueError, match=f"AO_ARM_KERNEL names an unknown kernel '{names}'") as caught:

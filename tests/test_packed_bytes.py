@@ -128,7 +128,7 @@ def test_a_damaged_header_is_found(place: int) -> None:
 def test_packed_bytes_of_another_type_are_refused() -> None:
     content = packed().packed_weight
     for wrong, message in (
-        (content.view(torch.int8), "packed_weight must be uint8"),
+        (content.view(torch.int8), "packed_weight must be torch.uint8"),
         (torch.stack([content, content], dim=1)[:, 0], "packed_weight must be contiguous"),
     ):
         with pytest.raises(ValueError, match=message):

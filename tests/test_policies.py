@@ -56,7 +56,7 @@ def test_each_reason_is_found_before_anything_changes() -> None:
     """Shapes, types, devices and values, in a layer behind one that could be quantized."""
     for wrong, message, error in (
         (torch.full((N, K), torch.nan), r"1: it holds nan at \[0, 0\]", ValueError),
-        (torch.randn(N, K, dtype=torch.float64), "1: its dtype must be float32", ValueError),
+        (torch.randn(N, K, dtype=torch.float64), "1: its dtype must be torch.float32", ValueError),
         (torch.randn(N, K, device="meta"), "1: it is on the device meta", NotImplementedError),
         (torch.ones(1, 66312), "1: .*a sum of products may not fit in int32|1: .*66311", ValueError),
     ):

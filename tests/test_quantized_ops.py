@@ -169,13 +169,22 @@ def test_the_reference_gives_nan_for_a_scale_that_is_not_finite() -> None:
 WRONG_TOKENS = {
     "scales of another count": (dict(act_scale=torch.ones(4)), "one element for each of the 5 tokens, or one for all"),
     "no scales": (dict(act_scale=torch.ones(0)), "act_scale of shape .0. must have one element"),
-    "scales of another dtype": (dict(act_scale=torch.ones(5).double()), "act_scale must be float32, not Double"),
+    "scales of another dtype": (
+        dict(act_scale=torch.ones(5).double()),
+        "act_scale must be torch.float32, not torch.float64",
+    ),
     "zero points of another count": (
         dict(act_zero_point=torch.zeros(2, 5, dtype=torch.int8)),
         r"act_zero_point of shape \(2, 5\) must have one element",
     ),
-    "zero points of another dtype": (dict(act_zero_point=torch.zeros(5).long()), "must be int8 or int32, not Long"),
-    "unsigned zero points": (dict(act_zero_point=torch.zeros(5).byte()), "must be int8 or int32, not Byte"),
+    "zero points of another dtype": (
+        dict(act_zero_point=torch.zeros(5).long()),
+        "must be torch.int8 or torch.int32, not torch.int64",
+    ),
+    "unsigned zero points": (
+        dict(act_zero_point=torch.zeros(5).byte()),
+        "must be torch.int8 or torch.int32, not torch.uint8",
+    ),
     "zero points out of range": (
         dict(act_zero_point=torch.full((5,), 128, dtype=torch.int32)),
         r"must lie in \[-128, 127\], but holds 128",
@@ -196,15 +205,21 @@ def test_wrong_tokens(bits: int, wrong: str) -> None:
 # --- the other arguments, and the op as torch sees it ---
 
 WRONG = {
-    "float activations": (dict(qdata=torch.ones(5, 33)), "qdata must be int8"),
-    "uint8 activations": (dict(qdata=torch.ones(5, 33).byte()), "qdata must be int8"),
+    "float activations": (dict(qdata=torch.ones(5, 33)), "qdata must be torch.int8"),
+    "uint8 activations": (dict(qdata=torch.ones(5, 33).byte()), "qdata must be torch.int8"),
     "activations of another k": (dict(qdata=torch.ones(5, 32).char()), r"qdata of shape \(5, 32\).* must be 33"),
     "activations of no dimension": (dict(qdata=torch.tensor(1).char()), r"qdata of shape \(\) .* must be 33"),
     "a scale for each column": (dict(act_scale=torch.ones(33)), "one element for each of the 5 tokens"),
-    "integer output": (dict(output_dtype=torch.int32), "output_dtype must be float32, bfloat16 or float16, not"),
-    "double output": (dict(output_dtype=torch.float64), "output_dtype must be float32, bfloat16 or float16, not"),
+    "integer output": (
+        dict(output_dtype=torch.int32),
+        "output_dtype must be torch.float32, torch.bfloat16 or torch.float16, not",
+    ),
+    "double output": (
+        dict(output_dtype=torch.float64),
+        "output_dtype must be torch.float32, torch.bfloat16 or torch.float16, not",
+    ),
     "bias of another length": (dict(bias=torch.ones(8)), r"bias of shape \(8\) must have shape \(7\)"),
-    "integer bias": (dict(bias=torch.ones(7).int()), "bias must be float32"),
+    "integer bias": (dict(bias=torch.ones(7).int()), "bias must be torch.float32"),
     "weight scales of another length": (dict(weight_scale=torch.ones(8)), "weight_scale must have one element"),
     "a weight that is not packed": (dict(packed_weight=torch.zeros(600).byte()), "no packed weight"),
     "a weight of 4 bits": (

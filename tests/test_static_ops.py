@@ -244,17 +244,21 @@ def test_errors_name_what_was_given() -> None:
     packed, x, one, zero = _ops.pack_int8(qdata, ""), torch.randn(3, 6), a_scale(1.0), a_zero_point(0, torch.int8)
     for message, arguments, keywords in (
         ("its last dimension must be 6", (x[:, :5], packed, scale, None, one, zero), {}),
-        ("as input_zero_point is, Char, not Byte", (x.byte(), packed, scale, None, one, zero), {}),
-        ("not Double", (x.double(), packed, scale, None, one, zero), {}),
-        ("input_scale must be float32, not Double", (x, packed, scale, None, one.double(), zero), {}),
+        ("as input_zero_point is, torch.int8, not torch.uint8", (x.byte(), packed, scale, None, one, zero), {}),
+        ("not torch.float64", (x.double(), packed, scale, None, one, zero), {}),
+        ("input_scale must be torch.float32, not torch.float64", (x, packed, scale, None, one.double(), zero), {}),
         ("input_scale must be positive and finite, not 0", (x, packed, scale, None, one * 0, zero), {}),
         ("input_scale must be positive and finite, not nan", (x, packed, scale, None, one * math.nan, zero), {}),
         ("one element each", (x, packed, scale, None, torch.ones(2), zero), {}),
-        ("int8 or uint8, as the quantized values are, not Int", (x, packed, scale, None, one, zero.int()), {}),
+        (
+            "torch.int8 or torch.uint8, as the quantized values are, not torch.int32",
+            (x, packed, scale, None, one, zero.int()),
+            {},
+        ),
         ("output_scale must be positive", (x, packed, scale, None, one, zero, -one, zero), {}),
         ("give both or neither", (x, packed, scale, None, one, zero, one), {}),
         ("output_zero_point's, or left", (x, packed, scale, None, one, zero, one, zero), {"output_dtype": torch.float}),
-        ("without output_scale, not Char", (x, packed, scale, None, one, zero), {"output_dtype": torch.int8}),
+        ("without output_scale, not torch.int8", (x, packed, scale, None, one, zero), {"output_dtype": torch.int8}),
         ("at most output_max", (x, packed, scale, None, one, zero), {"output_min": 1.0, "output_max": 0.5}),
     ):
         with pytest.raises(RuntimeError, match=message):

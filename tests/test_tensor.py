@@ -147,7 +147,7 @@ def test_other_products_are_refused_by_name(k: int) -> None:
     ):
         with pytest.raises(NotImplementedError, match="ACLPackedTensor"):
             product_of()
-    with pytest.raises(NotImplementedError, match=r"x @ w.t\(\) or F.linear\(x, w\) only; dequantize\(\)"):
+    with pytest.raises(NotImplementedError, match=r"x @ w.t\(\) or F.linear\(x, w\) only\..*dequantize\(\)"):
         x @ weight
 
 
@@ -158,7 +158,7 @@ def test_other_products_are_refused_by_name(k: int) -> None:
     ids=["add", "multiply", "sum", "view", "relu"],
 )
 def test_what_a_packed_tensor_cannot_do_is_refused(use) -> None:
-    with pytest.raises(NotImplementedError, match=r"ACLPackedTensor.*aten\."):
+    with pytest.raises(NotImplementedError, match=r"aten\..*ACLPackedTensor"):
         use(packed())
 
 
@@ -245,7 +245,7 @@ def test_static_layers_take_inputs_that_are_already_quantized() -> None:
 
 # --- wrong arguments ---
 
-NOT_A_FLOAT = "input must be float32, bfloat16(,| or) float16"
+NOT_A_FLOAT = "input must be torch.float32, torch.bfloat16(,| or) torch.float16"
 
 
 @pytest.mark.one_cpu
@@ -263,7 +263,11 @@ NOT_A_FLOAT = "input must be float32, bfloat16(,| or) float16"
         (torch.ones(5, K), torch.ones(1), rf"bias of shape \(1\) must have shape \({N}\)"),
         (torch.ones(5, K), torch.ones(1, N), rf"bias of shape \(1, {N}\) must have shape \({N}\)"),
         (torch.ones(5, K), torch.ones(()), rf"bias of shape \(\) must have shape \({N}\)"),
-        (torch.ones(5, K), torch.ones(N, dtype=torch.int64), "bias must be float32, bfloat16 or float16"),
+        (
+            torch.ones(5, K),
+            torch.ones(N, dtype=torch.int64),
+            "bias must be torch.float32, torch.bfloat16 or torch.float16",
+        ),
         (torch.ones(5, K, device="meta"), None, "input is on meta but packed_weight is on cpu"),
         (torch.ones(5, K), torch.ones(N, device="meta"), "bias is on meta"),
     ],

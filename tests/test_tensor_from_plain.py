@@ -132,7 +132,7 @@ def test_groups_arranged_in_memory_in_any_way() -> None:
 INT8 = torch.int8
 STATIC = dict(_layout=cases.SCHEMES["static"])
 WRONG_PLAIN = {
-    "float data": (ValueError, r"int8 matrix \(n, k\), not torch.float32", dict(data=torch.zeros(4, 6))),
+    "float data": (ValueError, r"torch.int8 matrix \(n, k\), not torch.float32", dict(data=torch.zeros(4, 6))),
     "uint8 data": (ValueError, "not torch.uint8", dict(data=torch.zeros(4, 6, dtype=torch.uint8))),
     "1-D data": (ValueError, r"of shape \(4,\)", dict(data=torch.zeros(4, dtype=INT8))),
     "3-D data": (ValueError, r"of shape \(1, 4, 6\)", dict(data=torch.zeros(1, 4, 6, dtype=INT8))),
@@ -149,7 +149,7 @@ WRONG_PLAIN = {
     "zero point": (NotImplementedError, "zero points are not", dict(zero_point=torch.tensor([0, 0, 3, 0]))),
     "data on meta": (NotImplementedError, "data is on.*meta", dict(data=torch.zeros(4, 6, dtype=INT8, device="meta"))),
     "scale on meta": (NotImplementedError, "scale is on.*meta", dict(scale=torch.ones(4, device="meta"))),
-    "integer dtype": (ValueError, "dtype must be float32", dict(dtype=INT8)),
+    "integer dtype": (ValueError, "dtype must be torch.float32", dict(dtype=INT8)),
     "act_scale of dynamic ones": (ValueError, "belong to static", dict(act_scale=torch.ones(1))),
     "act_zero_point of dynamic ones": (ValueError, "belong to static", dict(act_zero_point=torch.zeros(1, dtype=INT8))),
     "no act_scale": (ValueError, r"act_scale of int8_static.*float32 of shape \(1,\), not None", STATIC),
@@ -179,7 +179,7 @@ WRONG_PLAIN = {
 WRONG_GROUPS = {
     "float data": (
         ValueError,
-        r"int8 in \[-8, 7\] or uint8 in \[0, 15\], not torch.float32",
+        r"torch.int8 in \[-8, 7\] or torch.uint8 in \[0, 15\], not torch.float32",
         dict(data=torch.zeros(4, 96)),
     ),
     "int32 data": (ValueError, "not torch.int32", dict(data=torch.zeros(4, 96, dtype=torch.int32))),
@@ -270,7 +270,11 @@ def test_from_plain_refuses(wrong: str) -> None:
 @pytest.mark.parametrize(
     ("weight", "error", "message"),
     [
-        (torch.ones(4, 4, dtype=torch.int32), ValueError, "float32, bfloat16 or float16, not torch.int32"),
+        (
+            torch.ones(4, 4, dtype=torch.int32),
+            ValueError,
+            "torch.float32, torch.bfloat16 or torch.float16, not torch.int32",
+        ),
         (torch.ones(4, 4, dtype=torch.float64), ValueError, "not torch.float64"),
         (torch.ones(4), ValueError, r"matrix \(n, k\).*\(4,\)"),
         (torch.ones(2, 3, 4), ValueError, r"matrix \(n, k\).*\(2, 3, 4\)"),

@@ -79,7 +79,7 @@ def _model(text: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 1 if a result of ao_arm's was wrong."""
+    """Returns 1 if a result of ao_arm's was wrong, and 130 if Ctrl-C ended it, after it has shown what it has."""
     if args.compare:
         return _compare(*args.compare)
     if args.baseline not in {candidate.name for candidate in args.only}:
@@ -99,19 +99,29 @@ def run(args: argparse.Namespace) -> int:
     def results() -> Results:
         return Results(system, environment(), settings, schemes, tuple(found))
 
+    interrupted = False
     with command_line.quiet():
         # Of torch 2.13, about what its own quantized layers are made of.
         warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
         subjects = _subjects(args)
         with progress.steps(steps(subjects, args.only), "ao_arm bench") as report:
-            for rows in measure(subjects, args.only, settings, timed, report):
-                found += rows
-                if args.json:
-                    results().write(args.json)
+            try:
+                for rows in measure(subjects, args.only, settings, timed, report):
+                    found += rows
+                    if args.json:
+                        results().write(args.json)
+            except KeyboardInterrupt:
+                interrupted = True
+    if interrupted and not found:
+        return command_line.interrupted("bench", "no case was finished")
     for line in tables.lines(results(), args.baseline):
         print(line)
     if args.plot:
         _plot(results(), args.baseline, args.plot)
+    if interrupted:
+        finished = len({(row.subject, row.case) for row in found})
+        cases = sum(len(subject.cases) for subject in subjects)
+        return command_line.interrupted("bench", f"{finished} of {cases} cases were finished")
     return int(any(row.wrong and row.candidate.startswith("ao_arm") for row in found))
 
 

@@ -27,8 +27,15 @@ const Kernel* forced_kernel(const Problem& problem, const std::string& id, std::
     if (kernel == nullptr) {
         std::vector<std::string> ids;
         for (const Kernel* known : kernels(problem.scheme)) ids.emplace_back(known->id);
-        *error = "AO_ARM_KERNEL names an unknown kernel '" + id + "'. Known are: " + join(ids) +
-                 ". Unset it to let ao_arm choose.";
+        const bool int4 = problem.scheme == Scheme::kInt4;
+        if (find_kernel(int4 ? Scheme::kInt8 : Scheme::kInt4, id) != nullptr)
+            *error = "AO_ARM_KERNEL names '" + id + "', a kernel for " + (int4 ? "int8" : "4-bit") +
+                     " weights alone, and this layer has " + (int4 ? "4-bit" : "int8") +
+                     " ones. Name one for each, separated by a comma; for these there are: " + join(ids) +
+                     ". Unset it to let ao_arm choose.";
+        else
+            *error = "AO_ARM_KERNEL names an unknown kernel '" + id + "'. Known are: " + join(ids) +
+                     ". Unset it to let ao_arm choose.";
         return nullptr;
     }
     const std::vector<std::string> reasons = reject_reasons(*kernel, problem);

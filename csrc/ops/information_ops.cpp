@@ -40,7 +40,7 @@ std::string table_of(const Problem& problem) {
 
 // What to expect of a packed weight; that it is one is checked when it is opened.
 Scheme scheme_of(const Tensor& packed_weight) {
-    check_type(packed_weight, ScalarType::Byte, "packed_weight", "uint8");
+    check_type(packed_weight, ScalarType::Byte, "packed_weight", "torch.uint8");
     PackedHeader header;
     const std::string error =
         read_header(static_cast<const uint8_t*>(packed_weight.const_data_ptr()), packed_weight.numel(), &header);

@@ -17,8 +17,9 @@ Tensor linear_qta8a_qga4w(const Tensor& input, const Tensor& packed_weight, int6
              std::to_string(layer.weight.problem.n) + ", " + std::to_string(k) + ")");
     layer.m = checked_rows(input, "input", n, k);
     const bool quantized = input.scalar_type() == ScalarType::Char;
-    layer.input_dtype = quantized ? DType::kInt8 : checked_float(input, "input, unless it is int8,");
-    if (quantized && !act_scale) fail("int8 input needs act_scale, and act_zero_point if its zero points are not 0");
+    layer.input_dtype = quantized ? DType::kInt8 : checked_float(input, "input, unless it is torch.int8,");
+    if (quantized && !act_scale)
+        fail("torch.int8 input needs act_scale, and act_zero_point if its zero points are not 0");
     if (act_zero_point && !act_scale) fail("act_zero_point was given without act_scale");
     layer.activation_scale = ActivationScale::kPerToken;
     GivenTokens tokens;

@@ -17,7 +17,7 @@ Linear checked_layer(const Tensor& input, const char* input_name, const Tensor& 
     layer.weight = opened(packed_weight, Scheme::kInt8);
     const int64_t n = layer.weight.problem.n, k = layer.weight.problem.k;
     layer.m = checked_rows(input, input_name, n, k);
-    check_type(weight_scale, ScalarType::Float, "weight_scale", "float32");
+    check_type(weight_scale, ScalarType::Float, "weight_scale", "torch.float32");
     if (weight_scale.numel() != n)
         fail("weight_scale must have one element for each of the " + std::to_string(n) + " output channels");
     layer.bias_dtype = checked_bias(bias, n);
@@ -36,14 +36,15 @@ struct Quantization {
 
 Quantization checked_quantization(const Tensor& scale, const Tensor& zero_point, const char* what) {
     const std::string name = what;
-    check_type(scale, ScalarType::Float, (name + "_scale").c_str(), "float32");
+    check_type(scale, ScalarType::Float, (name + "_scale").c_str(), "torch.float32");
     check_cpu(zero_point, (name + "_zero_point").c_str());
     if (scale.numel() != 1 || zero_point.numel() != 1)
         fail(name + "_scale and " + name + "_zero_point must have one element each, not the shapes " + shape_of(scale) +
              " and " + shape_of(zero_point));
     const std::optional<DType> dtype = dtype_of(zero_point.scalar_type());
     if (!dtype || is_float(*dtype))
-        fail(name + "_zero_point must be int8 or uint8, as the quantized values are, not " + type_name(zero_point));
+        fail(name + "_zero_point must be torch.int8 or torch.uint8, as the quantized values are, not " +
+             type_name(zero_point));
     const float value = *static_cast<const float*>(scale.const_data_ptr());
     if (!(value > 0) || std::isinf(value))
         fail(name + "_scale must be positive and finite, not " + std::to_string(value));
@@ -67,7 +68,7 @@ Tensor linear_int8_quantized(const Tensor& qdata, const Tensor& act_scale, const
                              const Tensor& packed_weight, const Tensor& weight_scale, const std::optional<Tensor>& bias,
                              ScalarType output_dtype) {
     Linear layer = checked_layer(qdata, "qdata", packed_weight, weight_scale, bias);
-    if (qdata.scalar_type() != ScalarType::Char) fail("qdata must be int8, not " + type_name(qdata));
+    if (qdata.scalar_type() != ScalarType::Char) fail("qdata must be torch.int8, not " + type_name(qdata));
     check_float_output(output_dtype, "");
     layer.input_dtype = DType::kInt8;
     const GivenTokens tokens = given_tokens(act_scale, act_zero_point, layer.m);
@@ -85,8 +86,8 @@ Tensor linear_int8_static(const Tensor& input, const Tensor& packed_weight, cons
     const Quantization given = checked_quantization(input_scale, input_zero_point, "input");
     const std::optional<DType> input_dtype = dtype_of(input.scalar_type());
     if (!input_dtype || (!is_float(*input_dtype) && *input_dtype != given.dtype))
-        fail("input must be float32, bfloat16, float16 or, as input_zero_point is, " + type_name(input_zero_point) +
-             ", not " + type_name(input));
+        fail("input must be torch.float32, torch.bfloat16, torch.float16 or, as input_zero_point is, " +
+             type_name(input_zero_point) + ", not " + type_name(input));
     layer.input_dtype = *input_dtype;
     layer.input_scale = given.scale;
     layer.input_zero_point = given.zero_point - (given.dtype == DType::kUInt8 ? 128 : 0);
@@ -114,7 +115,7 @@ Tensor linear_int8_static(const Tensor& input, const Tensor& packed_weight, cons
 Tensor matmul_int8(const Tensor& qdata, const Tensor& packed_weight) {
     Linear layer{};
     layer.weight = opened(packed_weight, Scheme::kInt8);
-    check_type(qdata, ScalarType::Char, "qdata", "int8");
+    check_type(qdata, ScalarType::Char, "qdata", "torch.int8");
     const int64_t k = layer.weight.problem.k;
     if (qdata.dim() != 2 || qdata.size(1) != k)
         fail("qdata of shape " + shape_of(qdata) + " must have shape (m, " + std::to_string(k) + ")");

@@ -13,7 +13,34 @@ std::string shape_of(const Tensor& tensor) {
     return text + ")";
 }
 
-std::string type_name(const Tensor& tensor) { return torch::headeronly::toString(tensor.scalar_type()); }
+std::string type_name(ScalarType type) {
+    switch (type) {
+        case ScalarType::Float:
+            return "torch.float32";
+        case ScalarType::BFloat16:
+            return "torch.bfloat16";
+        case ScalarType::Half:
+            return "torch.float16";
+        case ScalarType::Double:
+            return "torch.float64";
+        case ScalarType::Char:
+            return "torch.int8";
+        case ScalarType::Byte:
+            return "torch.uint8";
+        case ScalarType::Short:
+            return "torch.int16";
+        case ScalarType::Int:
+            return "torch.int32";
+        case ScalarType::Long:
+            return "torch.int64";
+        case ScalarType::Bool:
+            return "torch.bool";
+        default:  // those that torch itself has no short names for
+            return std::string("torch.") + torch::headeronly::toString(type);
+    }
+}
+
+std::string type_name(const Tensor& tensor) { return type_name(tensor.scalar_type()); }
 
 std::optional<DType> dtype_of(ScalarType type) {
     switch (type) {
@@ -45,15 +72,15 @@ void check_type(const Tensor& tensor, ScalarType type, const char* name, const c
 DType checked_float(const Tensor& tensor, const char* name) {
     const std::optional<DType> dtype = dtype_of(tensor.scalar_type());
     if (!dtype || !is_float(*dtype))
-        fail(std::string(name) + " must be float32, bfloat16 or float16, not " + type_name(tensor));
+        fail(std::string(name) + " must be torch.float32, torch.bfloat16 or torch.float16, not " + type_name(tensor));
     return *dtype;
 }
 
 void check_float_output(ScalarType type, const char* where) {
     const std::optional<DType> dtype = dtype_of(type);
     if (!dtype || !is_float(*dtype))
-        fail(std::string("output_dtype must be float32, bfloat16 or float16") + where + ", not " +
-             torch::headeronly::toString(type));
+        fail(std::string("output_dtype must be torch.float32, torch.bfloat16 or torch.float16") + where + ", not " +
+             type_name(type));
 }
 
 int64_t checked_rows(const Tensor& input, const char* name, int64_t n, int64_t k) {
@@ -82,7 +109,7 @@ Bounds checked_bounds(std::optional<double> output_min, std::optional<double> ou
 }
 
 PackedWeight opened(const Tensor& packed_weight, Scheme scheme) {
-    check_type(packed_weight, ScalarType::Byte, "packed_weight", "uint8");
+    check_type(packed_weight, ScalarType::Byte, "packed_weight", "torch.uint8");
     PackedWeight weight{};
     const std::string error = open_packed_weight(scheme, static_cast<const uint8_t*>(packed_weight.const_data_ptr()),
                                                  packed_weight.numel(), &weight);

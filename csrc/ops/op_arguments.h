@@ -23,6 +23,7 @@ using torch::stable::Tensor;
 std::string shape_of(const Tensor& tensor);
 
 // As the user knows it, such as "Float".
+std::string type_name(ScalarType type);
 std::string type_name(const Tensor& tensor);
 
 // Nothing for types that are neither activations, biases nor outputs.

@@ -106,7 +106,8 @@ void GivenTokens::lend_to(Linear* layer) const {
 
 GivenTokens given_tokens(const Tensor& act_scale, const std::optional<Tensor>& act_zero_point, int64_t m) {
     check_count(act_scale, m, "act_scale");
-    if (act_scale.scalar_type() != ScalarType::Float) fail("act_scale must be float32, not " + type_name(act_scale));
+    if (act_scale.scalar_type() != ScalarType::Float)
+        fail("act_scale must be torch.float32, not " + type_name(act_scale));
     GivenTokens tokens = {for_each_token<float, float>(act_scale, m), {}};
     if (!act_zero_point) return tokens;
     check_count(*act_zero_point, m, "act_zero_point");
@@ -115,7 +116,7 @@ GivenTokens given_tokens(const Tensor& act_scale, const std::optional<Tensor>& a
     else if (act_zero_point->scalar_type() == ScalarType::Int)
         tokens.zero_point = for_each_token<int32_t, int32_t>(*act_zero_point, m);
     else
-        fail("act_zero_point must be int8 or int32, not " + type_name(*act_zero_point));
+        fail("act_zero_point must be torch.int8 or torch.int32, not " + type_name(*act_zero_point));
     bool zeros = true;
     for (const int32_t zero_point : tokens.zero_point) {
         if (zero_point < -128 || zero_point > 127)

@@ -11,16 +11,17 @@ namespace {
 
 // The problem that plain contents describe, after checking them.
 Problem described_problem(const Tensor& qdata, const Tensor& scale, const std::optional<Tensor>& zero_point) {
-    check_type(qdata, ScalarType::Char, "qdata", "int8");
+    check_type(qdata, ScalarType::Char, "qdata", "torch.int8");
     check_cpu(scale, "scale");
     const bool floats = scale.scalar_type() == ScalarType::Float;
-    if (!floats && scale.scalar_type() != ScalarType::BFloat16) fail("scale must be bfloat16 or float32");
+    if (!floats && scale.scalar_type() != ScalarType::BFloat16)
+        fail("scale must be torch.bfloat16 or torch.float32, not " + type_name(scale));
     if (!scale.is_contiguous()) fail("scale must be contiguous");
     if (qdata.dim() != 2 || scale.dim() != 2 || scale.size(0) != qdata.size(0) || scale.size(1) < 1)
         fail("qdata must be a matrix (n, k) and scale (n, k / group_size), not of shapes " + shape_of(qdata) + " and " +
              shape_of(scale));
     if (zero_point) {
-        check_type(*zero_point, ScalarType::Char, "zero_point", "int8");
+        check_type(*zero_point, ScalarType::Char, "zero_point", "torch.int8");
         if (zero_point->dim() != 2 || zero_point->size(0) != scale.size(0) || zero_point->size(1) != scale.size(1))
             fail("zero_point of shape " + shape_of(*zero_point) + " must have the shape of scale, " + shape_of(scale));
     }
@@ -61,7 +62,7 @@ void unpack(const PackedWeight& weight, const std::optional<Tensor>& rows, const
 }  // namespace
 
 Tensor pack_int8(const Tensor& qdata, std::string kernel_id) {
-    check_type(qdata, ScalarType::Char, "qdata", "int8");
+    check_type(qdata, ScalarType::Char, "qdata", "torch.int8");
     if (qdata.dim() != 2) fail("qdata must be a matrix (n, k), not of shape " + shape_of(qdata));
     int8_t *values = int8_data(qdata), *end = values + qdata.numel();
     const bool full_range = std::find(values, end, int8_t{-128}) != end;
