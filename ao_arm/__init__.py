@@ -2,8 +2,8 @@
 
 ``acl_int8_dynamic``, ``acl_int8_static`` and ``acl_int4_grouped`` make configurations for
 ``torchao.quantization.quantize_``, ``pack_`` takes over what torchao or torch.ao quantized already, and ``explain``
-tells what became of a model's layers. ``ACLPackedTensor`` is the weight that a quantized layer holds; its
-``from_plain`` takes integers from elsewhere.
+tells what became of a model's layers. ``suggest`` chooses a configuration for each layer within a budget of bytes.
+``ACLPackedTensor`` is the weight that a quantized layer holds; its ``from_plain`` takes integers from elsewhere.
 """
 
 from . import checkpoint, handlers, kernels, passes, reference
@@ -17,8 +17,10 @@ from .config import (
     acl_int8_static,
 )
 from .explanation import explain
+from .importance import observe_importance
 from .layout import ACLPackedLayout
 from .pack_model import pack_
+from .suggestion import Suggestion, suggest
 from .tensor import ACLPackedTensor
 
 __version__ = "0.1.0"
@@ -28,6 +30,7 @@ __all__ = [
     "ACLInt8StaticActivationInt8WeightConfig",
     "ACLPackedLayout",
     "ACLPackedTensor",
+    "Suggestion",
     "acl_int4_grouped",
     "acl_int8_dynamic",
     "acl_int8_static",
@@ -35,8 +38,10 @@ __all__ = [
     "explain",
     "handlers",
     "kernels",
+    "observe_importance",
     "pack_",
     "packed_weight_of",
     "passes",
     "reference",
+    "suggest",
 ]

@@ -208,7 +208,8 @@ class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
             None for whole rows.
         weight_mapping_type: ``MappingType.SYMMETRIC``, or ``MappingType.ASYMMETRIC`` for groups with zero points.
         scale_dtype: of the groups' scales, ``torch.bfloat16`` or ``torch.float32``.
-        search: whether to search for the scales with the least error, which takes longer.
+        search: whether to search for the scales that give the least error in the layer's output, which takes longer;
+            for models whose inputs `observe_importance` saw before.
         version: of the configuration.
 
     Raises:

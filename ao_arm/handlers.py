@@ -17,6 +17,7 @@ from .config import (
     ACLInt8DynamicActivationInt8WeightConfig,
     ACLInt8StaticActivationInt8WeightConfig,
 )
+from .importance import forget_importance, importance_of
 from .observers import DEFAULT, make_observer, name_of, observed_quantization
 from .quantize import check_weight
 from .tensor import ACLPackedTensor
@@ -91,6 +92,7 @@ def put_weight(module: torch.nn.Module, parameter_name: str, weight: torch.nn.Pa
     setattr(module, parameter_name, weight)
     module.extra_repr = _ExtraRepr(module, parameter_name)  # type: ignore[method-assign]
     remove_observer(module)
+    forget_importance(module)
 
 
 @register_quantize_module_handler(ACLInt8DynamicActivationInt8WeightConfig)
@@ -105,11 +107,19 @@ def _quantize_int8_dynamic(
 def _quantize_int4_grouped(
     module: torch.nn.Module, config: ACLInt8DynamicActivationInt4WeightConfig, *, parameter_name: str = "weight"
 ) -> torch.nn.Module:
-    return _replace_weight(
-        module,
-        parameter_name,
-        lambda weight: ACLPackedTensor.from_hp(weight, config.layout(weight.shape[-1]), search=config.search),
-    )
+    def quantize(weight: Tensor) -> ACLPackedTensor:
+        importance = importance_of(module) if config.search and parameter_name == "weight" else None
+        if config.search and importance is None:
+            raise ValueError(
+                "search=True needs to know its inputs, and it got none: ao_arm.observe_importance(model, inputs) "
+                "first, with inputs that reach this layer, or leave search out"
+            )
+        packed: ACLPackedTensor = ACLPackedTensor.from_hp(
+            weight, config.layout(weight.shape[-1]), importance=importance
+        )
+        return packed
+
+    return _replace_weight(module, parameter_name, quantize)
 
 
 @register_quantize_module_handler(ACLInt8StaticActivationInt8WeightConfig)

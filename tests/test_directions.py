@@ -15,7 +15,7 @@ PACKAGE, SOURCES = CHECKOUT / "ao_arm", CHECKOUT / "csrc"
 
 #: Modules and packages of ao_arm from what imports nothing of ours upward; none imports one of its own line.
 FLOORS = (
-    "_library layout command_line progress reference sqnr text_table timing",
+    "_library layout command_line importance progress reference sizes sqnr text_table timing",
     "quantize observers",
     "_ops config plain",
     "kernels linear",
@@ -25,7 +25,7 @@ FLOORS = (
     "affine_quantized",
     "calibration checkpoint stock_weights",
     "handlers passes stock_modules",
-    "pack_model",
+    "pack_model suggestion",
     "explanation",
     "__init__",
     "system",
