@@ -3,8 +3,8 @@
 ``acl_int8_dynamic``, ``acl_int8_static`` and ``acl_int4_grouped`` make configurations for
 ``torchao.quantization.quantize_``, and for ``quantize_``, which checks the whole model first. ``dequantize_`` gives
 floats back. ``pack_`` takes over what torchao or torch.ao quantized already, and ``explain`` tells what became of a
-model's layers. ``ACLPackedTensor`` is the weight that a quantized layer holds; its ``from_plain`` takes integers from
-elsewhere.
+model's layers. ``suggest`` chooses a configuration for each layer within a budget of bytes. ``ACLPackedTensor`` is the
+weight that a quantized layer holds; its ``from_plain`` takes integers from elsewhere.
 """
 
 from . import (
@@ -34,11 +34,13 @@ from .config import (
 from .dequantize_model import dequantize_
 from .experts import ACLPackedExperts
 from .explanation import explain
+from .importance import observe_importance
 from .layout import ACLPackedLayout
 from .module_weights import quantizable
 from .pack_model import pack_
 from .pretrained import save_pretrained
 from .quantize_model import quantize_
+from .suggestion import Suggestion, suggest
 from .tensor import ACLPackedTensor
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "ACLPackedExperts",
     "ACLPackedLayout",
     "ACLPackedTensor",
+    "Suggestion",
     "acl_int4_grouped",
     "acl_int8_dynamic",
     "acl_int8_static",
@@ -56,6 +59,7 @@ __all__ = [
     "explain",
     "handlers",
     "kernels",
+    "observe_importance",
     "observers",
     "pack_",
     "packed_weight_of",
@@ -65,6 +69,7 @@ __all__ = [
     "quantize_",
     "reference",
     "save_pretrained",
+    "suggest",
     "system",
     "timing",
 ]

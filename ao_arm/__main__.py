@@ -26,7 +26,9 @@ class Subcommand(NamedTuple):
 
 SUBCOMMANDS = (
     Subcommand("info", "show this CPU, the versions and all kernels", info.add_arguments, info.run),
-    Subcommand("demo", "quantize a real encoder or a Llama: accuracy, size, speed", demo.add_arguments, demo.run),
+    Subcommand(
+        "demo", "quantize a real encoder or language model: accuracy, size, speed", demo.add_arguments, demo.run
+    ),
     Subcommand("bench", "time layers or a model: ours, torch's and torchao's", bench.add_arguments, bench.run),
 )
 

@@ -29,6 +29,22 @@ def file_to_write(text: str) -> Path:
     return path
 
 
+def file_to_read(text: str) -> Path:
+    """An option's file that exists."""
+    path = Path(text).absolute()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {path}")
+    return path
+
+
+def folder_to_read(text: str) -> Path:
+    """An option's folder that exists."""
+    path = Path(text).absolute()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path}")
+    return path
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what other packages log and warn of, which the user of a command can do nothing about; ours is shown."""

@@ -246,7 +246,8 @@ class ACLInt8DynamicActivationInt4WeightConfig(AOBaseConfig):
             None for whole rows.
         weight_mapping_type: ``MappingType.SYMMETRIC``, or ``MappingType.ASYMMETRIC`` for groups with zero points.
         scale_dtype: of the groups' scales, ``torch.bfloat16`` or ``torch.float32``.
-        search: whether to search for the scales with the least error, which takes longer.
+        search: whether to search for the scales that give the least error in the layer's output, which takes longer;
+            for models whose inputs `observe_importance` saw before.
         on_unsupported: what becomes of a layer that cannot be quantized so: "raise" an error that names it; "skip"
             it, so that it stays in floats; or "int8", which gives it what ``fallback`` says, as where no group size
             fits its k. The last two warn; `ao_arm.explain` has the reason.

@@ -19,7 +19,17 @@ from .config import (
     ACLInt8StaticActivationInt8WeightConfig,
 )
 from .experts import ACLPackedExperts, is_packed, packed_in
-from .layer_checks import Config, act_quantization, check_layer, has_scheme, layout_of, unsupported_error, weight_of
+from .importance import forget_importance
+from .layer_checks import (
+    Config,
+    act_quantization,
+    check_layer,
+    has_scheme,
+    layout_of,
+    search_importance,
+    unsupported_error,
+    weight_of,
+)
 from .module_weights import owner_of, shape_of, weights_of
 from .module_weights import weight_of as described_weight
 from .observers import DEFAULT, make_observer
@@ -134,15 +144,15 @@ def _packed(
     check_layer(module, parameter_name, config)
     kind = described_weight(module, parameter_name)
     layout = layout_of(config, shape_of(kind, weight)[1])
-    search = isinstance(config, ACLInt8DynamicActivationInt4WeightConfig) and config.search
+    importance = search_importance(module, parameter_name, config)
     activations = act_quantization(module, config)
 
     def matrix(floats: Tensor, held: ACLPackedTensor | None) -> ACLPackedTensor:
         made: ACLPackedTensor
         if held is None:
-            made = ACLPackedTensor.from_hp(floats.t() if kind.transposed else floats, layout, *activations, search)
+            made = ACLPackedTensor.from_hp(floats.t() if kind.transposed else floats, layout, *activations, importance)
         else:
-            made = in_another_scheme(held, layout, *activations, search)
+            made = in_another_scheme(held, layout, *activations, importance)
         return made.t() if kind.transposed else made
 
     if isinstance(packed, ACLPackedExperts):
@@ -162,6 +172,7 @@ def put_weight(module: torch.nn.Module, parameter_name: str, weight: torch.nn.Pa
     setattr(owner, attribute, weight)
     owner.extra_repr = _ExtraRepr(owner)  # type: ignore[method-assign]
     remove_observer(owner)
+    forget_importance(owner)
     note_reason(owner, attribute, reason)
 
 

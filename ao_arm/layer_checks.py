@@ -14,6 +14,7 @@ from .config import (
     ACLInt8StaticActivationInt8WeightConfig,
 )
 from .experts import ACLPackedExperts, packed_in
+from .importance import importance_of
 from .layout import ACLPackedLayout
 from .module_weights import check_served, owner_of, shape_of
 from .module_weights import weight_of as described_weight
@@ -79,6 +80,7 @@ def check_layer(module: torch.nn.Module, parameter_name: str, config: Config) ->
         check_weight(weight[0] if kind.experts else weight)
     n, k = shape_of(kind, weight)
     _check_shape(n, k, layout_of(config, k))
+    search_importance(module, parameter_name, config)
     if not isinstance(config, ACLInt8StaticActivationInt8WeightConfig):
         return
     if kind.experts:
@@ -90,6 +92,23 @@ def check_layer(module: torch.nn.Module, parameter_name: str, config: Config) ->
             "it cannot be calibrated: only the weights of nn.Linear layers can, and of Conv1D, which multiply their "
             "input. Give its act_scale in one shot, or leave it out"
         )
+
+
+def search_importance(module: torch.nn.Module, parameter_name: str, config: Config) -> Tensor | None:
+    """What a search for scales weighs errors by: see ``quantize_weight_in_groups``; None without a search.
+
+    Raises:
+        ValueError: if it is not known.
+    """
+    if not isinstance(config, ACLInt8DynamicActivationInt4WeightConfig) or not config.search:
+        return None
+    importance = importance_of(module) if parameter_name == "weight" else None
+    if importance is None:
+        raise ValueError(
+            "search=True needs to know its inputs, and it got none: ao_arm.observe_importance(model, inputs) first, "
+            "with inputs that reach this layer, or leave search out"
+        )
+    return importance
 
 
 def unsupported_error(

@@ -51,7 +51,7 @@ class Plain:
 
 
 @torch.no_grad()
-def quantized(weight: Tensor, layout: ACLPackedLayout, search: bool) -> Plain:
+def quantized(weight: Tensor, layout: ACLPackedLayout, importance: Tensor | None) -> Plain:
     """A float weight, quantized as the layout says; see ``ACLPackedTensor.from_hp``."""
     check_weight(weight)
     weight = weight.detach()
@@ -59,7 +59,7 @@ def quantized(weight: Tensor, layout: ACLPackedLayout, search: bool) -> Plain:
         return Plain(*quantize_weight(weight, layout.weight_granularity == "per_channel"))
     check_group_size(weight.shape[1], layout.group_size)
     symmetric, scale_dtype = layout.weight_mapping == "symmetric", getattr(torch, layout.scale_dtype)
-    return Plain(*quantize_weight_in_groups(weight, layout.group_size, symmetric, scale_dtype, search))
+    return Plain(*quantize_weight_in_groups(weight, layout.group_size, symmetric, scale_dtype, importance))
 
 
 def check_activations(layout: ACLPackedLayout, scale: Tensor | None, zero_point: Tensor | None) -> None:

@@ -50,8 +50,7 @@ class WeightFakeQuantizer(FakeQuantizerBase):  # type: ignore[misc]
         """The weight on the grid, or as it is while this is not ``enabled``."""
         if not self.enabled:
             return weight.float()
-        search = isinstance(self.config, ACLInt8DynamicActivationInt4WeightConfig) and self.config.search
-        plain = quantized(weight, layout_of(self.config, weight.shape[-1]), search)
+        plain = quantized(weight, layout_of(self.config, weight.shape[-1]), None)
         values: Tensor = _StraightThrough.apply(weight.float(), plain.dequantized(), None)  # type: ignore[no-untyped-call]
         return values
 
@@ -159,6 +158,10 @@ def _prepared(module: torch.nn.Module, config: Config) -> torch.nn.Module:
         raise ValueError(
             f"static activations are trained by a scale that is known: give act_scale, from calibration, and not "
             f"step={config.step!r}"
+        )
+    if isinstance(config, ACLInt8DynamicActivationInt4WeightConfig) and config.search:
+        raise ValueError(
+            "search=True chooses scales for floats, and in training the grid follows them: leave search out"
         )
     given = config
     try:

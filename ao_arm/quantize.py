@@ -52,7 +52,7 @@ def quantize_weight(weight: Tensor, per_channel: bool = True) -> tuple[Tensor, T
 
 
 def quantize_weight_in_groups(
-    weight: Tensor, group_size: int, symmetric: bool, scale_dtype: torch.dtype, search: bool = False
+    weight: Tensor, group_size: int, symmetric: bool, scale_dtype: torch.dtype, importance: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """4 bits with a scale for each group along k.
 
@@ -68,9 +68,12 @@ def quantize_weight_in_groups(
         group_size: how many values along k share a scale; divides k.
         symmetric: whether there are no zero points.
         scale_dtype: torch.bfloat16 or torch.float32.
-        search: whether to try for each group smaller ranges too, and then once the scale that fits the chosen values
-            best, ``sum(w * (q - zero_point)) / sum((q - zero_point) ** 2)``. What gives the least squared error is
-            kept. That takes about four times as long.
+        importance: (k,), the mean square of the input that each column is multiplied by, none negative. Squared errors
+            are then weighed by it, which makes them those of the layer's outputs; smaller ranges are tried for each
+            group too, and then once the scale that fits the chosen values best,
+            ``sum(i * w * (q - zero_point)) / sum(i * (q - zero_point) ** 2)``. What gives the least error is kept. That
+            takes about four times as long. Without it smaller ranges are not tried: they lessen the errors of weights,
+            but where inputs are large, weights are often large too.
 
     Returns:
         int8 values (n, k) in [-8, 7], scales (n, k / group_size), and zero points of the same shape, int8 in [-8, 7],
@@ -84,17 +87,21 @@ def quantize_weight_in_groups(
     scale = torch.empty(n, k // group_size, dtype=scale_dtype)
     zero_point = None if symmetric else torch.empty(scale.shape, dtype=torch.int8)
     candidates_of = _symmetric_candidates if symmetric else _asymmetric_candidates
+    search = importance is not None
+    counts = torch.ones(k) if importance is None else _relative(importance.float())
+    counts = counts.view(k // group_size, group_size)
     rows = max(1, _CHUNK // k)
     for begin in range(0, n, rows):
         part = slice(begin, begin + rows)
         groups = weight[part].float().reshape(-1, k // group_size, group_size)
         _check_finite(weight[part], groups.abs().amax(dim=(1, 2)), begin)
         candidates = candidates_of(groups, scale_dtype, search)
-        found = _quantize_groups(groups, *next(candidates))
+        found = _quantize_groups(groups, counts, *next(candidates))
         for candidate in candidates:
-            found = _better(found, _quantize_groups(groups, *candidate))
+            found = _better(found, _quantize_groups(groups, counts, *candidate))
         if search:
-            found = _better(found, _quantize_groups(groups, _fitted_scale(groups, found, scale_dtype), found.zero))
+            fitted = _fitted_scale(groups, counts, found, scale_dtype)
+            found = _better(found, _quantize_groups(groups, counts, fitted, found.zero))
         qdata[part] = found.q.view(-1, k)
         scale[part] = found.scale[..., 0]
         if zero_point is not None:
@@ -178,16 +185,22 @@ def _rounded(scale: Tensor, dtype: torch.dtype) -> Tensor:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & -0x10000).view(torch.float32)
 
 
-def _quantize_groups(groups: Tensor, scale: Tensor, zero: Tensor) -> _Grouped:
+def _relative(importance: Tensor) -> Tensor:
+    """To its mean, and none quite 0: a column that no input reached must not take any value."""
+    return (importance / importance.mean().clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=1e-6)
+
+
+def _quantize_groups(groups: Tensor, counts: Tensor, scale: Tensor, zero: Tensor) -> _Grouped:
+    """``counts`` (groups, group_size) is how much the squared error of each column counts."""
     q = (torch.round(groups / scale) + zero).clamp_(-8, 7)
-    return _Grouped(q, scale, zero, ((q - zero) * scale - groups).square().sum(dim=2, keepdim=True))
+    return _Grouped(q, scale, zero, ((q - zero) * scale - groups).square().mul_(counts).sum(dim=2, keepdim=True))
 
 
-def _fitted_scale(groups: Tensor, found: _Grouped, scale_dtype: torch.dtype) -> Tensor:
-    """The scales with the least squared error for values that are chosen already."""
+def _fitted_scale(groups: Tensor, counts: Tensor, found: _Grouped, scale_dtype: torch.dtype) -> Tensor:
+    """The scales with the least error for values that are chosen already."""
     steps = found.q - found.zero
-    fitted = (groups * steps).sum(dim=2, keepdim=True) / steps.square().sum(dim=2, keepdim=True).clamp(min=1)
-    return _rounded(fitted, scale_dtype)
+    along = (groups * steps).mul_(counts).sum(dim=2, keepdim=True)
+    return _rounded(along / steps.square().mul_(counts).sum(dim=2, keepdim=True).clamp(min=1e-6), scale_dtype)
 
 
 def _better(old: _Grouped, new: _Grouped) -> _Grouped:

@@ -36,21 +36,21 @@ def in_another_scheme(
     layout: ACLPackedLayout,
     act_scale: Tensor | None = None,
     act_zero_point: Tensor | None = None,
-    search: bool = False,
+    importance: Tensor | None = None,
 ) -> ACLPackedTensor:
     """A packed weight, quantized again as ``layout`` says; its integers stay where only activations are another matter.
 
     For the arguments and errors see ``ACLPackedTensor.from_hp``.
     """
-    plain = _plain(packed, layout, search)
+    plain = _plain(packed, layout, importance)
     made = (plain.qdata, plain.scale, layout, packed.weight_dtype)
     return ACLPackedTensor(*made, None, act_scale, act_zero_point, plain.zero_point)
 
 
-def _plain(packed: ACLPackedTensor, layout: ACLPackedLayout, search: bool) -> Plain:
+def _plain(packed: ACLPackedTensor, layout: ACLPackedLayout, importance: Tensor | None) -> Plain:
     old = packed.get_layout()
     activations = {name: getattr(layout, name) for name in _OF_ACTIVATIONS}
     alike = old.is_grouped == layout.is_grouped and dataclasses.replace(old, **activations) == layout
     if alike and packed.act_pre_scale is None:
         return packed.plain()
-    return quantized(float_weight(packed, torch.float32), layout, search)
+    return quantized(float_weight(packed, torch.float32), layout, importance)

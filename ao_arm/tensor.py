@@ -208,7 +208,7 @@ class ACLPackedTensor(_Base):
         layout: ACLPackedLayout | None = None,
         act_scale: Tensor | None = None,
         act_zero_point: Tensor | None = None,
-        search: bool = False,
+        importance: Tensor | None = None,
     ) -> ACLPackedTensor:
         """Quantizes and packs a float weight.
 
@@ -216,14 +216,14 @@ class ACLPackedTensor(_Base):
             weight: (n, k), float32, bfloat16 or float16, on the CPU.
             layout: how to quantize; the default is symmetric per-token activations x per-channel weights.
             act_scale, act_zero_point: of static activations, as for the constructor.
-            search: whether to search for the scales of 4-bit groups, as ``quantize_weight_in_groups`` says.
+            importance: (k,), by which the scales of 4-bit groups are searched, as ``quantize_weight_in_groups`` says.
 
         Raises:
             ValueError: if the weight has another shape or dtype, holds NaN or infinity, or no kernel can serve it.
             NotImplementedError: if it is on another device.
         """
         layout = ACLPackedLayout() if layout is None else layout
-        plain = quantized(weight, layout, search)
+        plain = quantized(weight, layout, importance)
         return cls(plain.qdata, plain.scale, layout, weight.dtype, None, act_scale, act_zero_point, plain.zero_point)
 
     @classmethod

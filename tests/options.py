@@ -39,14 +39,13 @@ STATIC = {
 }
 #: The layouts are those of a layer with 64 input features.
 GROUPED = {
-    f"{group_size} {mapping_word} {cases.name_of(scale_dtype)}{' search' * search}": (
-        acl_int4_grouped(group_size, mapping, scale_dtype, search),
+    f"{group_size} {mapping_word} {cases.name_of(scale_dtype)}": (
+        acl_int4_grouped(group_size, mapping, scale_dtype),
         cases.grouped(group_size or 64, mapping_word, cases.name_of(scale_dtype)),
     )
-    for group_size, (mapping, mapping_word), scale_dtype, search in [
-        *product((None, 32), ACTIVATION_MAPPINGS.items(), (torch.bfloat16, torch.float32), (False,)),
-        (32, (MappingType.ASYMMETRIC, "asymmetric"), torch.bfloat16, True),
-    ]
+    for group_size, (mapping, mapping_word), scale_dtype in product(
+        (None, 32), ACTIVATION_MAPPINGS.items(), (torch.bfloat16, torch.float32)
+    )
 }
 OPTIONS = DYNAMIC | STATIC | GROUPED
 

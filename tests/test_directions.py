@@ -15,8 +15,8 @@ PACKAGE, SOURCES = CHECKOUT / "ao_arm", CHECKOUT / "csrc"
 
 #: Modules and packages of ao_arm from what imports nothing of ours upward; none imports one of its own line.
 FLOORS = (
-    "_library _version gradients import_hooks layout module_weights nibbles outcomes "
-    "command_line progress reference sqnr text_table timing",
+    "_library _version gradients import_hooks importance layout module_weights nibbles outcomes "
+    "command_line progress reference sizes sqnr text_table timing",
     "_torchao quantize observers",
     "_ops config plain",
     "kernels linear system",
@@ -27,7 +27,7 @@ FLOORS = (
     "calibration experts stock_weights stored_weights",
     "checkpoint experts_ops layer_checks offloading pretrained ties",
     "handlers passes stock_modules",
-    "dequantize_model pack_model qat quantize_model",
+    "dequantize_model pack_model qat quantize_model suggestion",
     "coverage",
     "explanation",
     "__init__",

@@ -23,7 +23,7 @@ CONFIGS = {
     "asymmetric int8": acl_int8_dynamic(MappingType.ASYMMETRIC),
     "per tensor": acl_int8_dynamic(MappingType.ASYMMETRIC, PerTensor(), PerTensor()),
     "groups": acl_int4_grouped(),
-    "groups with zero points, searched": acl_int4_grouped(None, MappingType.ASYMMETRIC, torch.float32, search=True),
+    "groups with zero points": acl_int4_grouped(None, MappingType.ASYMMETRIC, torch.float32),
     "static": acl_int8_static(None, 0.03, 9, MappingType.ASYMMETRIC, torch.uint8),
 }
 EACH = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -136,3 +136,9 @@ def test_torchaos_grid_comes_in_by_pack() -> None:
     assert len(ao_arm.pack_(model).taken) == 1
     torch.testing.assert_close(cases.packed_in(model[0]).dequantize(), grid, rtol=1e-6, atol=1e-7)
     assert cases.sqnr(trained, model(x)) > 60
+
+
+def test_a_search_is_refused() -> None:
+    config = QATConfig(base_config=acl_int4_grouped(search=True), step="prepare")
+    with pytest.raises(ValueError, match="in training the grid follows them: leave search out"):
+        quantize_(nn.Sequential(nn.Linear(64, 32)), config)

@@ -26,7 +26,7 @@ def run_emulated(args: argparse.Namespace) -> int:
 
     try:
         with machine.Machine(report).start(args.cpu, _emulated_arguments(args), stdout=None) as process:
-            report(f"arm64: starting Python on {args.cpu}; the demo takes a minute or two there")
+            report(f"arm64: starting Python on {args.cpu}; the demo takes minutes there")
             exit_code: int = process.wait()
     except (machine.Unavailable, machine.BuildError) as error:
         raise DemoError(f"the emulated machine is unavailable: {error}") from None
@@ -50,10 +50,7 @@ def _emulated_arguments(args: argparse.Namespace) -> list[str]:
     words = ["-m", "ao_arm", "demo", "--model", args.model]
     if args.scheme:
         words += ["--scheme", args.scheme]
-    if args.activations:
-        words += ["--activations", args.activations]
-    if args.threads:
-        words += ["--threads", str(args.threads)]
-    if args.json:
-        words += ["--json", str(args.json)]
+    for option in ("activations", "text", "folder", "threads", "json"):
+        if value := getattr(args, option):
+            words += [f"--{option}", str(value)]
     return words

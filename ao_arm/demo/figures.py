@@ -12,6 +12,7 @@ from torch import Tensor
 from torchao.quantization.quant_primitives import MappingType
 
 from ..explanation import explain
+from ..sizes import tensor_bytes
 from ..system import System, current_system
 from .accuracy import Accuracy, compare, count_same_subject
 from .encoder import MODEL, SENTENCES, SUBJECT_OF, Encoder, embed
@@ -99,14 +100,6 @@ def measure(scheme: str, mapping: MappingType | None, timing: bool, report: Call
     }
     activations = mapping.name.lower()
     return Figures(current_system(), scheme, activations, len(sentences), figures, uses, not_quantized)
-
-
-def tensor_bytes(tensor: Tensor) -> int:
-    """The memory of a tensor or, for a tensor subclass, of all the tensors that it is made of."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return tensor.nbytes
-    names, _ = tensor.__tensor_flatten__()
-    return sum(tensor_bytes(getattr(tensor, name)) for name in names)
 
 
 def linear_bytes(model: torch.nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,72 +9,86 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchao.core.config import AOBaseConfig
-from torchao.quantization import FqnToConfig, quantize_
+from torchao.quantization.quant_primitives import MappingType
 
 from ..config import acl_int4_grouped, acl_int8_dynamic
+from ..importance import observe_importance
 from ..sqnr import sqnr_db
 from ..system import System, current_system
 from .errors import DemoError
 from .figures import KernelUse, kernel_uses, linear_bytes
 from .language_model import (
-    Size,
+    LanguageModel,
     continue_prompt,
     decode_again,
     dequantized,
-    make_model,
-    make_prompt,
+    perplexity,
+    prefill,
     read_prompt,
 )
 from .latency import Latency, time_calls
-from .schemes import GROUP_SIZE, quantized
+from .schemes import SCHEMES, quantized, quantizes
+from .sentences import SUBJECTS
+from .text import Text
 
-PROMPT_TOKENS = 128
+QUESTION = "What is the capital of France, and what is it known for?"
 GENERATED_TOKENS = 32
-#: A quantized model with a smaller SQNR to its own dequantized weights, or that goes another way earlier, is broken.
-LEAST_SQNR_DB = 15.0
-LEAST_SAME_TOKENS = 8
+#: Of the text, whose perplexity is measured, and of its beginning, whose prefill is timed.
+TEXT_TOKENS = 1322
+PREFILL_TOKENS = 128
+#: What is searched is searched for the inputs of these: neither the text nor the question is among them.
+CALIBRATION = "\n".join(sentence for subject in SUBJECTS.values() for sentence in subject)
+CALIBRATION_TOKENS = 512
+#: On an emulated CPU.
+EMULATED_TEXT_TOKENS = 96
+#: A model of ours with a smaller SQNR to its own dequantized weights computes something else than these say.
+LEAST_SQNR_DB = 10.0
 
 FP32 = "fp32"
+#: The largest groups that divide the rows of this model (576 and 1536 values) and are wider than 128, which does not.
+WIDE_GROUP = 192
+
+_SYMMETRIC, _ASYMMETRIC = MappingType.SYMMETRIC, MappingType.ASYMMETRIC
 
 
-def _by_name(configs: Sequence[tuple[str, AOBaseConfig]]) -> Callable[[torch.nn.Module], None]:
-    return lambda model: quantize_(model, FqnToConfig(OrderedDict(configs)), filter_fn=None)
+def _of_torchao(scheme: str) -> Callable[[torch.nn.Module], None]:
+    return partial(SCHEMES[scheme].torchao, mapping=_SYMMETRIC, batches=())
 
 
-#: How each model is quantized, by its name.
+#: How each model is quantized, by its name; torchao's own by the same arithmetic follow ours.
 QUANTIZED: dict[str, Callable[[torch.nn.Module], None]] = {
-    "int8": lambda model: quantize_(model, acl_int8_dynamic()),
-    "int4": lambda model: quantize_(model, acl_int4_grouped(GROUP_SIZE)),
-    "mixed": _by_name(
-        [
-            (r"re:.*\.mlp\..*_proj", acl_int4_grouped(GROUP_SIZE)),
-            (r"re:.*\.self_attn\..*_proj", acl_int8_dynamic()),
-            ("lm_head", acl_int8_dynamic()),
-        ]
-    ),
+    "int8, symmetric": quantizes(acl_int8_dynamic(_SYMMETRIC)),
+    "int8, asymmetric": quantizes(acl_int8_dynamic(_ASYMMETRIC)),
+    "torchao's int8, symmetric": _of_torchao("int8-dynamic"),
+    "int4 g32": quantizes(acl_int4_grouped(32)),
+    "int4 g32, zero points": quantizes(acl_int4_grouped(32, _ASYMMETRIC)),
+    "int4 g32, searched": quantizes(acl_int4_grouped(32, search=True)),
+    "torchao's int4 g32": _of_torchao("int4"),
+    f"int4 g{WIDE_GROUP}": quantizes(acl_int4_grouped(WIDE_GROUP)),
+    f"int4 g{WIDE_GROUP}, searched": quantizes(acl_int4_grouped(WIDE_GROUP, search=True)),
 }
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How a quantized model compares: SQNR of the prompt's logits, and how many first generated tokens are the same.
+class LanguageModelFigures:
+    """What was found out about one model.
 
-    The dequantized model has the same quantized weights as floats, and does not quantize activations.
+    Attributes:
+        linear_bytes: the memory of the weights of its linear layers.
+        perplexity: of the text.
+        sqnr_to_fp32_db: of the text's logits; None of fp32.
+        answer: to the question.
+        tokens_as_fp32: how many first tokens of the answer are fp32's.
+        prefill: of the text's beginning; None without timing, and so is ``decode``, of a token after the answer.
+        kernels: of ao_arm that serve its linear layers.
+        not_quantized: the names of the layers that none of them serves.
     """
 
-    sqnr_to_dequantized_db: float
-    sqnr_to_fp32_db: float
-    tokens_as_dequantized: int
-    tokens_as_fp32: int
-
-
-@dataclass(frozen=True)
-class LanguageModelFigures:
-    """What was found out about one model; fp32 has no agreement. Latencies are None without timing."""
-
-    agreement: Agreement | None
     linear_bytes: int
+    perplexity: float
+    sqnr_to_fp32_db: float | None
+    answer: str
+    tokens_as_fp32: int
     prefill: Latency | None
     decode: Latency | None
     kernels: tuple[KernelUse, ...]
@@ -88,55 +101,79 @@ class LanguageFigures:
 
     system: System
     model: str
-    prompt_tokens: int
+    text: str
+    text_tokens: int
+    question: str
     generated_tokens: int
     models: dict[str, LanguageModelFigures]
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What a model made of the text and of the question."""
+
+    logits: Tensor
+    answer: list[int]
+    cache: Any
+
+
 def steps(timing: bool) -> int:
-    """How many steps ``measure_size`` reports."""
-    return 1 + len(QUANTIZED) + (2 if timing else 0)
+    """How many steps ``measure`` reports, the first of which may be more."""
+    return 3 + len(QUANTIZED) + (2 if timing else 0)
 
 
-def measure_size(size: Size, timing: bool, report: Callable[[str], None]) -> LanguageFigures:
-    """Makes, quantizes, compares and times; ``report`` is told each step before it is taken."""
-    report(f"{FP32}: {GENERATED_TOKENS} tokens after a prompt of {PROMPT_TOKENS}")
-    prompt = make_prompt(size, PROMPT_TOKENS)
-    models = {FP32: make_model(size)}
-    caches: dict[str, Any] = {}
-    expected, caches[FP32], expected_tokens = _generate(models[FP32], prompt)
-    agreements: dict[str, Agreement] = {}
+def measure(
+    load: Callable[[], LanguageModel], text: Text, timing: bool, report: Callable[[str], None]
+) -> LanguageFigures:
+    """Loads, quantizes, compares and times; ``report`` is told each step before it is taken.
+
+    Raises:
+        DemoError: if there is too little text, or a model computes nonsense.
+    """
+    report("loading the model")
+    loaded = load()
+    system = current_system()
+    tokens = loaded.tokens(text.content, EMULATED_TEXT_TOKENS if system.emulated else TEXT_TOKENS)
+    if tokens.shape[1] < 2:
+        raise DemoError(f"{text.name} holds {tokens.shape[1]} tokens; a text needs 2 or more for a perplexity")
+    prompt = loaded.chat_tokens(QUESTION)
+    report("observing inputs, for what is searched")
+    observe_importance(loaded.model, [{"input_ids": loaded.tokens(CALIBRATION, CALIBRATION_TOKENS)}])
+    report(f"{FP32}: perplexity of {tokens.shape[1]} tokens, and an answer")
+    models, reads = {FP32: loaded.model}, {FP32: _read(loaded.model, tokens, prompt)}
     for name, quantize in QUANTIZED.items():
         report(f"{name}: the same")
-        models[name] = quantized(name, models[FP32], quantize)
-        logits, caches[name], tokens = _generate(models[name], prompt)
-        float_logits, _, float_tokens = _generate(dequantized(models[name]), prompt)
-        agreements[name] = Agreement(
-            sqnr_to_dequantized_db=sqnr_db(float_logits, logits),
-            sqnr_to_fp32_db=sqnr_db(expected, logits),
-            tokens_as_dequantized=same_first(tokens, float_tokens),
-            tokens_as_fp32=same_first(tokens, expected_tokens),
-        )
-        check(name, agreements[name])
-    prefill, decode = ({}, {}) if not timing else _time(models, caches, prompt, report)
+        models[name] = quantized(name, loaded.model, quantize)
+        reads[name] = _read(models[name], tokens, prompt)
+        if kernel_uses(models[name])[0]:
+            check(
+                name, sqnr_db(read_prompt(dequantized(models[name]), prompt)[0], read_prompt(models[name], prompt)[0])
+            )
+    latencies = _time(models, reads, tokens[:, :PREFILL_TOKENS], report) if timing else {}
     figures = {}
     for name, model in models.items():
         uses, not_quantized = kernel_uses(model)
         figures[name] = LanguageModelFigures(
-            agreements.get(name), linear_bytes(model), prefill.get(name), decode.get(name), uses, not_quantized
+            linear_bytes=linear_bytes(model),
+            perplexity=perplexity(reads[name].logits, tokens),
+            sqnr_to_fp32_db=None if name == FP32 else sqnr_db(reads[FP32].logits, reads[name].logits),
+            answer=loaded.text(reads[name].answer),
+            tokens_as_fp32=same_first(reads[name].answer, reads[FP32].answer),
+            prefill=latencies.get((name, "prefill")),
+            decode=latencies.get((name, "decode")),
+            kernels=uses,
+            not_quantized=not_quantized if uses else (),
         )
-    return LanguageFigures(current_system(), str(size), PROMPT_TOKENS, GENERATED_TOKENS, figures)
+    return LanguageFigures(system, loaded.name, text.name, tokens.shape[1], QUESTION, GENERATED_TOKENS, figures)
 
 
-def check(name: str, agreement: Agreement) -> None:
+def check(name: str, sqnr: float) -> None:
     """Raises ``DemoError`` if a model computes something else than its weights say: timing would mean nothing."""
-    sqnr, same = agreement.sqnr_to_dequantized_db, agreement.tokens_as_dequantized
-    # Written so that NaN fails.
-    if not (sqnr >= LEAST_SQNR_DB and same >= LEAST_SAME_TOKENS):
+    if not sqnr >= LEAST_SQNR_DB:  # so that NaN fails
         raise DemoError(
             f"the logits of {name} are wrong: SQNR to its dequantized weights {sqnr:.1f} dB, which must "
-            f"be {LEAST_SQNR_DB} or more, and {same} first tokens the same, which must be {LEAST_SAME_TOKENS} or more; "
-            "so nothing is timed. Please report this with the output of python -m ao_arm info."
+            f"be {LEAST_SQNR_DB} or more, so nothing is timed. Please report this with the output of python -m ao_arm "
+            "info."
         )
 
 
@@ -146,24 +183,25 @@ def same_first(tokens: Sequence[int], expected: Sequence[int]) -> int:
     return next((number for number, (token, other) in enumerate(pairs) if token != other), len(tokens))
 
 
-def _generate(model: torch.nn.Module, prompt: Tensor) -> tuple[Tensor, Any, list[int]]:
-    """The prompt's logits, the cache after all tokens, and the generated tokens."""
-    logits, cache = read_prompt(model, prompt)
-    return logits, cache, continue_prompt(model, logits, cache, GENERATED_TOKENS)
+def _read(model: torch.nn.Module, tokens: Tensor, prompt: Tensor) -> _Read:
+    logits, _ = read_prompt(model, tokens)
+    prompt_logits, cache = read_prompt(model, prompt)
+    answer = continue_prompt(model, prompt_logits, cache, GENERATED_TOKENS)
+    return _Read(logits, answer, cache)
 
 
 def _time(
-    models: dict[str, torch.nn.Module], caches: dict[str, Any], prompt: Tensor, report: Callable[[str], None]
-) -> tuple[dict[str, Latency], dict[str, Latency]]:
-    report(f"timing prefill, {prompt.shape[1]} tokens")
-    prefill = time_calls({name: partial(read_prompt, model, prompt) for name, model in models.items()}, *prompt.shape)
-    report("timing decode, a token at a time")
+    models: dict[str, torch.nn.Module], reads: dict[str, _Read], prompt: Tensor, report: Callable[[str], None]
+) -> dict[tuple[str, str], Latency]:
+    """Of each model's prefill and decode."""
     token = prompt[:, :1]
-    decode = time_calls(
-        {name: partial(decode_again, model, token, caches[name]) for name, model in models.items()}, *token.shape
-    )
-    return prefill, decode
-
-
-#: As the demo measures it.
-measure = partial(measure_size, Size())
+    calls: dict[str, tuple[Tensor, Callable[[str], Callable[[], object]]]] = {
+        "prefill": (prompt, lambda name: partial(prefill, models[name], prompt)),
+        "decode": (token, lambda name: partial(decode_again, models[name], token, reads[name].cache)),
+    }
+    found = {}
+    for phase, (timed, call) in calls.items():
+        report(f"timing {phase} of {timed.shape[1]}")
+        latencies = time_calls({name: call(name) for name in models}, *timed.shape)
+        found.update({(name, phase): latency for name, latency in latencies.items()})
+    return found

@@ -1,9 +1,9 @@
-"""A Llama of transformers with random weights, and how it continues a prompt."""
+"""A causal language model of transformers in fp32: its tokens, its perplexity, and how it continues a prompt."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,68 +12,50 @@ from torch import Tensor
 from ..affine_quantized import packed_weight_of
 
 
-@dataclass(frozen=True)
-class Size:
-    """Of a Llama. ``embedding_spread`` is the standard deviation of the token embeddings."""
+class LanguageModel:
+    """An fp32 model and its tokenizer.
 
-    hidden: int = 1024
-    layers: int = 4
-    heads: int = 16
-    key_value_heads: int = 4
-    intermediate: int = 2816
-    vocabulary: int = 8192
-    embedding_spread: float = 0.5
-
-    def __str__(self) -> str:
-        return (
-            f"Llama, random weights: hidden {self.hidden}, {self.layers} layers, {self.heads} heads with "
-            f"{self.key_value_heads} for keys and values, intermediate {self.intermediate}, vocabulary "
-            f"{self.vocabulary}"
-        )
-
-
-def make_model(size: Size) -> torch.nn.Module:
-    """The float32 model, the same each time.
-
-    Weights are normal, as wide as keeps the spread of activations. Random logits would be nearly tied, and rounding
-    would decide between the tokens. So that one token stands out, as in a trained model, the rows of the head are the
-    token embeddings in another order: a token asks for the one that stands in its place.
+    Args:
+        folder: of a saved transformers model with its tokenizer.
+        name: what the model is called.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.key_value_heads,
-        intermediate_size=size.intermediate,
-        vocab_size=size.vocabulary,
-        initializer_range=size.hidden**-0.5,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        make: Any = LlamaForCausalLM
-        model = make(config).float().eval()
-        embeddings = model.get_input_embeddings().weight
-        embeddings.normal_()
-        model.get_output_embeddings().weight[torch.randperm(size.vocabulary)] = embeddings * size.hidden**-0.5
-        embeddings.mul_(size.embedding_spread)
-    made: torch.nn.Module = model
-    return made
+    def __init__(self, folder: Path, name: str) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        self.model: torch.nn.Module = model.float().eval().requires_grad_(False)
+        self.name = name
 
-def make_prompt(size: Size, tokens: int) -> Tensor:
-    """Random tokens, (1, tokens)."""
-    return torch.randint(0, size.vocabulary, (1, tokens), generator=torch.Generator().manual_seed(1))
+    def tokens(self, text: str, most: int) -> Tensor:
+        """The first tokens of a text, (1, at most ``most``)."""
+        found: Tensor = self._tokenizer(text, return_tensors="pt").input_ids
+        return found[:, :most]
+
+    def chat_tokens(self, question: str) -> Tensor:
+        """The tokens of a question in a chat, (1, tokens), up to where the answer begins; alone without a template."""
+        if self._tokenizer.chat_template is None:
+            return self.tokens(question, len(question))
+        messages = [{"role": "user", "content": question}]
+        made: Tensor = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).input_ids
+        return made
+
+    def text(self, tokens: list[int]) -> str:
+        """Generated tokens as text, up to the end of the answer."""
+        end = self._tokenizer.eos_token_id
+        answer = tokens[: tokens.index(end)] if end in tokens else tokens
+        return str(self._tokenizer.decode(answer)).strip()
 
 
 @torch.no_grad()
 def dequantized(model: torch.nn.Module) -> torch.nn.Module:
     """The model with its quantized weights as floats: what it would compute if activations were not quantized."""
-    made = copy.deepcopy(model)
+    made = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     layers: list[Any] = [layer for layer in made.modules() if isinstance(layer, torch.nn.Linear)]
     for layer in layers:
         if packed_weight_of(layer.weight) is not None:
@@ -81,11 +63,27 @@ def dequantized(model: torch.nn.Module) -> torch.nn.Module:
     return made
 
 
+def perplexity(logits: Tensor, tokens: Tensor) -> float:
+    """How many tokens a model hesitates between, on average.
+
+    Args:
+        logits: (tokens, vocabulary) of the model for each token.
+        tokens: (1, tokens), each of which is predicted from those before it.
+    """
+    return float(torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:]).exp())
+
+
 @torch.inference_mode()
 def read_prompt(model: Any, prompt: Tensor) -> tuple[Tensor, Any]:
     """Logits of all tokens of a prompt, (tokens, vocabulary), and the filled key-value cache."""
     output = model(input_ids=prompt, use_cache=True)
     return output.logits[0], output.past_key_values
+
+
+@torch.inference_mode()
+def prefill(model: Any, prompt: Tensor) -> None:
+    """Reads a prompt as generating does: with the logits of the last token alone."""
+    model(input_ids=prompt, use_cache=True, logits_to_keep=1)
 
 
 @torch.inference_mode()

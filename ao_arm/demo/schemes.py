@@ -135,13 +135,19 @@ SCHEMES = {
 DEFAULT = "int8-dynamic"
 
 
+def quantizes(config: AOBaseConfig) -> Callable[[torch.nn.Module], None]:
+    """What quantizes all linear layers of a model in place, by one configuration."""
+    return lambda model: quantize_(model, config)
+
+
 def quantized(name: str, model: torch.nn.Module, quantize: Callable[[torch.nn.Module], None]) -> torch.nn.Module:
     """A quantized copy; ``quantize`` does it in place.
 
     Raises:
         DemoError: if it cannot.
     """
-    made = copy.deepcopy(model)
+    # Quantizing replaces parameters, and changes none: what stays is shared.
+    made = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     try:
         quantize(made)
     except (ValueError, NotImplementedError, AssertionError) as error:  # torchao 0.16 asserts that it is symmetric

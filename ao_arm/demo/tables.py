@@ -13,16 +13,17 @@ def show(figures: Figures) -> None:
     """Prints the figures of the three models, the kernels that serve ours, and what the figures are."""
     print(f"{MODEL}, {figures.scheme}, {figures.activations} activations")
     columns = [_labels(figures), *(_cells(figures, name) for name in MODELS)]
-    print_all(("", "fp32", "ao_arm", "torchao's own"), columns, [("ao_arm", use) for use in figures.kernels])
+    header = ("", "fp32", "ao_arm", "torchao's own")
+    print(*text_table.with_rule(header, list(zip(*columns, strict=True)), right=range(1, len(header))), "", sep="\n")
+    print_kernels([("ao_arm", use) for use in figures.kernels])
     print(*_notes(figures), sep="\n")
 
 
-def print_all(header: Sequence[str], columns: Sequence[Iterator[str]], uses: Sequence[tuple[str, KernelUse]]) -> None:
-    """Prints a table of figures and one of the kernels that serve the linear layers of models, by the models' names."""
-    figures = text_table.with_rule(header, list(zip(*columns, strict=True)), right=range(1, len(header)))
+def print_kernels(uses: Sequence[tuple[str, KernelUse]]) -> None:
+    """Prints a table of the kernels that serve the linear layers of models, by the models' names."""
     rows = [(model, use.kernel, use.packing_format, str(use.layers)) for model, use in uses]
     kernels = text_table.with_rule(("model", "kernel", "packing format", "layers"), rows, right=(3,))
-    print(*figures, "", "kernels of ao_arm's linear layers", *kernels, "", sep="\n")
+    print("kernels of ao_arm's linear layers", *kernels, "", sep="\n")
 
 
 def _labels(figures: Figures) -> Iterator[str]:
