@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torchao.quantization.quant_primitives import MappingType
 
 from . import kernels
@@ -64,7 +65,10 @@ def check_layer(module: torch.nn.Module, parameter_name: str, config: Config) ->
     weight, kind = weight_of(module, parameter_name), described_weight(module, parameter_name)
     check_served(module, kind)
     owner, attribute = owner_of(module, parameter_name)
-    if attribute not in owner._parameters and attribute not in owner._buffers:
+    sources = f"{attribute}_"  # such as weight_g and weight_orig
+    if attribute not in owner._parameters and (
+        parametrize.is_parametrized(owner, attribute) or any(name.startswith(sources) for name in owner._parameters)
+    ):
         raise NotImplementedError(
             "it is computed at each call, as by weight norm or pruning. Make it permanent first, by "
             "torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm or "

@@ -13,10 +13,10 @@ import torch
 from architectures import ARCHITECTURES, BATCH, Architecture, Tiny, outputs_of, tiny
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
-from torchao.quantization import quantize_
 
 import ao_arm
-from ao_arm import packed_weight_of
+from ao_arm import quantizable
+from ao_arm.experts import is_packed
 from ao_arm.sqnr import sqnr_db
 
 sys.path.append(str(Path(__file__).with_name("arm64")))
@@ -35,8 +35,7 @@ NONE, EQUAL = "-", "equal"
 def quantized(model: nn.Module, config: AOBaseConfig, left: str = "") -> nn.Module:
     """A quantized copy, but for layers whose names end in this: the one place that says how."""
     made = copy.deepcopy(model)
-    chosen = None if not left else lambda layer, name: isinstance(layer, nn.Linear) and not name.endswith(left)
-    quantize_(made, config, **({} if chosen is None else {"filter_fn": chosen}))
+    ao_arm.quantize_(made, config, lambda layer, name: quantizable(layer, name) and not (left and name.endswith(left)))
     return made
 
 
@@ -47,7 +46,7 @@ def floats_left(model: nn.Module) -> int:
         for module in model.modules()
         if not isinstance(module, nn.Embedding)
         for parameter in module.parameters(recurse=False)
-        if packed_weight_of(parameter) is None
+        if not is_packed(parameter)
     )
 
 

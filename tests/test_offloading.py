@@ -9,7 +9,7 @@ import torch
 from pretrained import CONFIGS, assert_same_model, language_model, linear_but_head, outputs
 from torchao.quantization import quantize_
 
-from ao_arm.affine_quantized import bytes_too_many
+from ao_arm.experts import bytes_too_many
 
 accelerate = pytest.importorskip("accelerate")
 pytestmark = pytest.mark.x86

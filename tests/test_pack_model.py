@@ -61,7 +61,7 @@ def test_float32_layers_give_what_they_gave(way: Way, bias: bool) -> None:
     assert (entry.name, entry.shape, entry.scheme) == ("0", tuple(layer.weight.shape), way.scheme)
     assert way.note in entry.note and bool(way.note) == bool(entry.note)
     packed = cases.packed_in(layer)
-    assert packed.scheme == way.scheme and torch.equal(packed.qdata, integers)
+    assert packed.scheme == way.scheme and torch.equal(packed.plain().qdata, integers)
     for x, expected in before:
         stock.assert_near(layer(x), expected, way.tolerance, layer.bias, x.shape)
         cases.assert_by_reference(layer(x), x, packed, layer.bias)

@@ -141,4 +141,4 @@ def test_torchaos_grid_comes_in_by_pack() -> None:
 def test_a_search_is_refused() -> None:
     config = QATConfig(base_config=acl_int4_grouped(search=True), step="prepare")
     with pytest.raises(ValueError, match="in training the grid follows them: leave search out"):
-        quantize_(nn.Sequential(nn.Linear(64, 32)), config)
+        quantize_(torch.nn.Sequential(torch.nn.Linear(64, 32)), config)
