@@ -11,6 +11,7 @@ from . import (
     _torchao,  # noqa: F401 - before what imports torchao
     checkpoint,
     experts_ops,  # noqa: F401 - registers ops
+    gptq,  # noqa: F401 - waits for torchao's GPTQ to be imported
     handlers,
     kernels,
     observers,

@@ -19,7 +19,7 @@ FLOORS = (
     "command_line progress reference sizes sqnr text_table timing",
     "_torchao quantize observers",
     "_ops config plain",
-    "kernels linear system",
+    "gptq kernels linear system",
     "packing support torch_functions",
     "tensor",
     "tensor_ops",

@@ -161,3 +161,9 @@ def test_gptq_is_refused_by_name() -> None:
         quantize_(model, ao_arm.acl_int4_grouped())
     (left,) = ao_arm.pack_(model).left
     assert left.reason.startswith("torchao's GPTQ observes it, which converts on CUDA")
+
+
+def test_gptq_refuses_configurations_of_ours_when_it_is_given_one() -> None:
+    gptq = pytest.importorskip("torchao.prototype.gptq")
+    with pytest.raises(NotImplementedError, match=r"cannot end in ACL.*observe_importance.*from_plain"):
+        gptq.GPTQConfig(step="convert", base_config=ao_arm.acl_int4_grouped())
