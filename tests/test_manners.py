@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,22 +138,3 @@ def test_bench_keeps_what_it_has_measured(
     assert ("results: SQNR to fp32" in output.out) == file.exists() == bool(finished)
     if finished:
         assert {row["name"] for row in json.loads(file.read_text())["measurements"]} == {CASES[0]}
-
-
-@pytest.mark.slow
-def test_a_real_ctrl_c_gives_the_one_line_of_standard_error(tmp_path: Path) -> None:
-    """Whatever torch and torchao have to say while they are imported."""
-    file = tmp_path / "results.json"
-    shapes = ",".join(f"{m}x64x64" for m in range(1, 2000))
-    options = ("bench", "--shapes", shapes, "--only", "fp32", "--no-timing", "--json", str(file))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ao_arm", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while not file.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate()
-    assert process.returncode == 130
-    assert re.fullmatch(r"ao_arm bench: interrupted: \d+ of 1999 cases were finished\n", errors)
-    assert "results: SQNR to fp32" in output

@@ -29,6 +29,8 @@ ALIKE = (
     *("test_matmul_ops.py", "test_op_statements.py", "test_packed_bytes.py", "test_pairs.py", "test_progress.py"),
     *("test_quantize.py", "test_static_ops.py", "test_threads.py", "test_tutorials.py", Path(__file__).name),
 )
+#: As it was before any test changed it: runs begin beside tests.
+ENVIRONMENT = dict(os.environ)
 PYTEST = ("-m", "pytest", "tests", *(f"--ignore=tests/{name}" for name in ALIKE))
 OPTIONS = ("-q", "--pairs", "-p", "no:cacheprovider", "--color=no", "-rfE", "-m", "not slow")
 
@@ -55,8 +57,8 @@ def start(version: str, report: beside.Report) -> subprocess.Popen[str]:
         Unavailable: if it cannot be had.
     """
     folder = piece(f"torchao-{version}", {"version": version}, partial(fetch, version), report)
-    path = os.pathsep.join(filter(None, [str(folder), str(CHECKOUT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path}
+    path = os.pathsep.join(filter(None, [str(folder), str(CHECKOUT), ENVIRONMENT.get("PYTHONPATH")]))
+    environment = {**ENVIRONMENT, "PYTHONPATH": path}
     command = [sys.executable, "-c", "import torchao; print(torchao.__version__)"]
     imported = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True).stdout
     assert imported.split()[-1:] == [version], f"Python imports another torchao, or none: {imported}"

@@ -44,6 +44,7 @@ NATIVE = {
 # Every emulated process has the name of its CPU model here, for tests that expect features of it.
 CPU_VARIABLE = "AO_ARM_EMULATED_CPU"
 
+ENVIRONMENT = dict(os.environ)
 # Variables about this machine's programs and libraries, or about the pytest that starts the emulated one.
 FOREIGN_PREFIXES = ("LD_", "PYTHON", "PYTEST_", "VIRTUAL_ENV", "TORCHINDUCTOR_", "QEMU_", "CMAKE_")
 FOREIGN_NAMES = frozenset({"CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS"})
@@ -201,9 +202,9 @@ def built_machine(report: Report) -> Machine:
 
 
 def _clean() -> dict[str, str]:
-    """This process's environment without what is about x86 programs."""
+    """This process's environment, as it was before any test changed it, without what is about x86 programs."""
     return {
         name: value
-        for name, value in os.environ.items()
+        for name, value in ENVIRONMENT.items()
         if not name.startswith(FOREIGN_PREFIXES) and name not in FOREIGN_NAMES
     }
