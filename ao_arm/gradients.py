@@ -20,6 +20,11 @@ def are_asked_for(input: Tensor, bias: Tensor | None) -> bool:
     return forward_ad._current_level >= 0
 
 
+def are_being_made() -> bool:
+    """Whether torch is in a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def refuse(input: Tensor, layer: str) -> None:
     """For a layer that has no gradient.
 

@@ -87,6 +87,14 @@ class _Layer:
         return self.weight.plain().dequantized().to(dtype)
 
 
+def stored_as_floats(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """What inputs are multiplied by but for rounding, with ``act_pre_scale``: (n, k), or (k, n) if transposed."""
+    floats = weight.plain().dequantized()
+    if weight.act_pre_scale is not None:
+        floats = floats * weight.act_pre_scale
+    return (floats.t() if weight.transposed else floats).to(dtype)
+
+
 def _fused(input: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """The op that the layer is."""
     try:

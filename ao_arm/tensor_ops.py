@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from .linear import linear, multiply
+from .gradients import are_being_made
+from .linear import linear, multiply, stored_as_floats
 from .tensor import ACLPackedTensor, unsupported
 
 aten = torch.ops.aten
@@ -194,10 +195,14 @@ def _(func: Any, types: Any, args: _Arguments, kwargs: _Keywords) -> Tensor:
 
 def _matmul(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``input @ weight + bias`` as compiled graphs write a linear layer: with the weight transposed."""
-    if not isinstance(weight, ACLPackedTensor) or not weight.transposed:
-        packed = next(operand for operand in (weight, input) if isinstance(operand, ACLPackedTensor))
+    if isinstance(weight, ACLPackedTensor) and weight.transposed:
+        return multiply(input, weight, bias)
+    packed = next(operand for operand in (weight, input) if isinstance(operand, ACLPackedTensor))
+    if not are_being_made():
         raise unsupported("another product", packed)
-    return multiply(input, weight, bias)
+    # Of a layer inside a function that torch differentiates itself, as that of nn.MultiheadAttention.
+    floats = stored_as_floats(packed, (input if packed is weight else weight).dtype)
+    return input @ floats if packed is weight else floats @ weight
 
 
 @implements([aten.mm.default, aten.matmul.default])

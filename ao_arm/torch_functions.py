@@ -12,15 +12,15 @@ from .gradients import are_asked_for, require_for_weight
 from .linear import multiply
 
 _REQUIRE_A_GRADIENT = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
-#: Of activations and a weight; with a bias in front; whether any number of dimensions will do.
-_PRODUCTS: dict[Any, tuple[bool, bool]] = {
-    torch.matmul: (False, True),
-    torch.Tensor.matmul: (False, True),
-    torch.Tensor.__matmul__: (False, True),
-    torch.mm: (False, False),
-    torch.Tensor.mm: (False, False),
-    torch.addmm: (True, False),
-    torch.Tensor.addmm: (True, False),
+#: Of activations and a weight: the names of the operands; whether any number of dimensions will do.
+_PRODUCTS: dict[Any, tuple[tuple[str, ...], bool]] = {
+    torch.matmul: (("input", "other"), True),
+    torch.Tensor.matmul: (("self", "other"), True),
+    torch.Tensor.__matmul__: (("self", "other"), True),
+    torch.mm: (("input", "mat2"), False),
+    torch.Tensor.mm: (("self", "mat2"), False),
+    torch.addmm: (("input", "mat1", "mat2"), False),
+    torch.Tensor.addmm: (("self", "mat1", "mat2"), False),
 }
 
 
@@ -38,18 +38,30 @@ def overridden(
     """
     if func in _REQUIRE_A_GRADIENT:
         return require_for_weight(*args, **(kwargs or {}))
-    if func in _PRODUCTS and not kwargs:
-        return _product_with_gradient(args, held, *_PRODUCTS[func])
+    if func in _PRODUCTS:
+        return _product_with_gradient(args, kwargs or {}, held, *_PRODUCTS[func])
     return NotImplemented
 
 
-def _product_with_gradient(args: tuple[Any, ...], held: Callable[[Any], Any], has_bias: bool, any_rank: bool) -> Any:
+def _product_with_gradient(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    held: Callable[[Any], Any],
+    names: tuple[str, ...],
+    any_rank: bool,
+) -> Any:
     """``x @ w.t()`` as the layer that it is: from torch's own products no gradient comes back through ints."""
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    scales = given.pop("beta", 1), given.pop("alpha", 1)
+    if given.keys() != set(names) or scales != (1, 1):
+        return NotImplemented
     bias: Tensor | None
-    bias, input, weight = args if has_bias else (None, *args)
+    bias, input, weight = (None, *(given[name] for name in names))[-3:]
     packed = held(weight)
     if packed is None or not packed.transposed or held(input) is not None or not are_asked_for(input, bias):
         return NotImplemented
-    if (not any_rank and input.dim() != 2) or (bias is not None and bias.dim() != 1):
+    if not any_rank and input.dim() != 2:
         return NotImplemented
-    return multiply(input, packed, bias)
+    if bias is None or bias.dim() == 1:
+        return multiply(input, packed, bias)
+    return multiply(input, packed, None) + bias

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
+from torchao.core.config import AOBaseConfig
 from torchao.quantization import quantize_
 
 import ao_arm
@@ -116,6 +117,9 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mm": lambda x, w: torch.mm(x, w.t()),
     "x.mm": lambda x, w: x.mm(w.t()),
     "addmm": lambda x, w: torch.addmm(torch.ones(N), x, w.t()),
+    "addmm of matrices": lambda x, w: torch.addmm(torch.ones(5, N), x, w.t(), beta=1, alpha=1),
+    "addmm by names": lambda x, w: torch.addmm(input=torch.ones(N), mat1=x, mat2=w.t()),
+    "matmul by names": lambda x, w: torch.matmul(input=x, other=w.t()),
     "linear of nn": lambda x, w: nn.functional.linear(input=x, weight=w),
 }
 
@@ -126,6 +130,62 @@ def test_other_ways_to_write_a_layer(product: str) -> None:
     of, x = layer("grouped"), torch.randn(5, K, requires_grad=True)
     PRODUCTS[product](x, of.weight).sum().backward()
     torch.testing.assert_close(x.grad, torch.ones(5, N) @ dequantized(of))
+
+
+@pytest.mark.x86
+@pytest.mark.parametrize("by_columns", (False, True))
+def test_a_product_that_torch_differentiates_itself(by_columns: bool) -> None:
+    of, values = layer("dynamic"), torch.randn(5, K)
+    packed = packed_weight_of(of.weight)
+    assert packed is not None
+    packed.act_pre_scale = torch.rand(K) + 0.5
+    x = (values.t().contiguous().t() if by_columns else values).requires_grad_()
+    with torch._C.DisableTorchFunctionSubclass():
+        torch.mm(x, of.weight.t()).sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(5, N) @ dequantized(of))
+
+
+@pytest.mark.x86
+@pytest.mark.parametrize(
+    "config", (ao_arm.acl_int8_dynamic(), ao_arm.acl_int4_grouped(group_size=32)), ids=("int8", "4 bits")
+)
+@pytest.mark.parametrize("crossed", (False, True))
+def test_attention_of_torch(config: AOBaseConfig, crossed: bool) -> None:
+    """Gradients are those of dequantized projections at the values that the quantized ones give."""
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(K, 4, batch_first=True)})
+    ao_arm.quantize_(model, config)
+    attention = model["attention"]
+    assert isinstance(attention, nn.MultiheadAttention)
+    trained = [attention.in_proj_bias, attention.out_proj.bias]
+    query = torch.randn(2, 5, K, requires_grad=True)
+    key = torch.randn(2, 7, K, requires_grad=True) if crossed else query
+    inputs = [query, key] if crossed else [query]
+
+    def straight(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        packed = packed_weight_of(weight)
+        assert packed is not None
+        floats = nn.functional.linear(values, packed.dequantize(), bias)
+        return floats + (nn.functional.linear(values, weight, bias) - floats).detach()
+
+    def heads(values: Tensor) -> Tensor:
+        return values.unflatten(-1, (4, -1)).transpose(1, 2)
+
+    weights, biases = attention.in_proj_weight.split(K), attention.in_proj_bias.split(K)
+    projected = [
+        heads(straight(values, weight, bias))
+        for values, weight, bias in zip((query, key, key), weights, biases, strict=True)
+    ]
+    mixed = nn.functional.scaled_dot_product_attention(*projected).transpose(1, 2).flatten(2)
+    expected = straight(mixed, attention.out_proj.weight, attention.out_proj.bias)
+    found = attention(query, key, key, need_weights=False)[0]
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn_like(found)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, [*inputs, *trained], gradient),
+        torch.autograd.grad(expected, [*inputs, *trained], gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.x86
