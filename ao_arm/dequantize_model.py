@@ -10,8 +10,8 @@ import torch
 from .calibration import remove_observer
 from .experts import ACLPackedExperts, is_packed, packed_in
 from .handlers import put_floats
+from .linear import float_weight
 from .stock_modules import PackedDynamicLinear, PackedEagerLinear
-from .stored_weights import float_weight
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def _floats(parameter: torch.Tensor) -> torch.Tensor:
     assert packed is not None
     if isinstance(packed, ACLPackedExperts):
         return packed.dequantize()
-    floats = float_weight(packed)
+    floats = float_weight(packed, packed.weight_dtype)
     return floats.t().contiguous() if packed.transposed else floats
 
 

@@ -14,9 +14,8 @@ _is_grad_enabled = torch.is_grad_enabled
 def are_asked_for(input: Tensor, bias: Tensor | None) -> bool:
     """Whether a derivative of the layer may be asked for later: backward, or forward with tangents."""
     if _is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
-        return (
-            torch._C._get_tracing_state() is None
-        )  # which would record a call back into Python, that no file can hold
+        # A trace would record a call back into Python, which no file can hold.
+        return torch._C._get_tracing_state() is None
     return forward_ad._current_level >= 0
 
 

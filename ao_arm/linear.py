@@ -87,12 +87,20 @@ class _Layer:
         return self.weight.plain().dequantized().to(dtype)
 
 
-def stored_as_floats(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
-    """What inputs are multiplied by but for rounding, with ``act_pre_scale``: (n, k), or (k, n) if transposed."""
+def float_weight(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """What a packed weight multiplies activations by, but for their rounding; includes SmoothQuant's factors.
+
+    Args:
+        weight: transposed or not.
+        dtype: of the result.
+
+    Returns:
+        (n, k): ``(q - zero_point) * scale * act_pre_scale``, computed in float32 and rounded once.
+    """
     floats = weight.plain().dequantized()
     if weight.act_pre_scale is not None:
-        floats = floats * weight.act_pre_scale
-    return (floats.t() if weight.transposed else floats).to(dtype)
+        floats *= weight.act_pre_scale.float()
+    return floats.to(dtype)
 
 
 def _fused(input: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What packed weights hold, as floats again and in other schemes."""
+"""What packed weights hold, in other schemes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,12 @@ import torch
 from torch import Tensor
 
 from .layout import ACLPackedLayout
+from .linear import float_weight
 from .plain import Plain, quantized
 from .tensor import ACLPackedTensor
 
 #: What a layout says of activations alone.
 _OF_ACTIVATIONS = ("scheme", "activation_mapping", "activation_granularity", "activation_dtype")
-
-
-def float_weight(packed: ACLPackedTensor, dtype: torch.dtype | None = None) -> Tensor:
-    """What a packed weight multiplies activations by, which includes SmoothQuant's factors.
-
-    Args:
-        packed: (n, k).
-        dtype: of the result; that of the weight by default.
-
-    Returns:
-        (n, k): ``(q - zero_point) * scale * act_pre_scale``, computed in float32 and rounded once.
-    """
-    weight = packed.plain().dequantized()
-    if packed.act_pre_scale is not None:
-        weight *= packed.act_pre_scale.float()
-    return weight.to(dtype or packed.weight_dtype)
 
 
 def in_another_scheme(

@@ -390,7 +390,7 @@ _NOT_WRITTEN = _refused(
 #: What asks for a tensor's memory, by torch's own name: the wrapper that torch sees has none.
 MEMORY_OF: dict[Callable[..., Any], Callable[[ACLPackedTensor], Any]] = {
     torch.Tensor.share_memory_: ACLPackedTensor._share_memory,
-    torch.Tensor.storage: _NOT_WRITTEN,
+    torch.Tensor.storage: lambda weight: weight.packed_weight.storage(),  # its size: torch.distributed.checkpoint
     torch.Tensor.data_ptr: _NOT_WRITTEN,
     torch.Tensor.numpy: _refused(
         "numpy cannot read", "dequantize() it, take get_plain() for its integers, or do not offload it to disk"

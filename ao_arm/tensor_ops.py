@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from .gradients import are_being_made
-from .linear import linear, multiply, stored_as_floats
+from .linear import float_weight, linear, multiply
 from .tensor import ACLPackedTensor, unsupported
 
 aten = torch.ops.aten
@@ -201,7 +201,8 @@ def _matmul(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not are_being_made():
         raise unsupported("another product", packed)
     # Of a layer inside a function that torch differentiates itself, as that of nn.MultiheadAttention.
-    floats = stored_as_floats(packed, (input if packed is weight else weight).dtype)
+    floats = float_weight(packed, (input if packed is weight else weight).dtype)
+    floats = floats.t() if packed.transposed else floats
     return input @ floats if packed is weight else floats @ weight
 
 

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torchao.core.config import AOBaseConfig
 
-pytestmark = pytest.mark.x86
+pytestmark = pytest.mark.one_cpu
 
 EACH_FIRST = pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
 

@@ -19,7 +19,7 @@ from torchao.quantization import FqnToConfig, quantize_
 import ao_arm
 from ao_arm import ACLPackedExperts, quantizable
 
-pytestmark = pytest.mark.x86
+pytestmark = pytest.mark.one_cpu
 
 WIDTH, INNER, EXPERTS = 64, 96, 4
 COMMON = dict(
@@ -128,6 +128,7 @@ def test_grouped_products_are_those_of_each_expert(first: AOBaseConfig) -> None:
     )
 
 
+@pytest.mark.x86
 @pytest.mark.slow
 @torch.no_grad()
 @EACH_FIRST

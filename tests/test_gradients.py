@@ -53,7 +53,7 @@ def test_input_and_bias_get_the_gradients_of_the_dequantized_layer(scheme: str) 
         torch.testing.assert_close(of.bias.grad, gradient.reshape(-1, N).sum(0))
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=cases.name_of)
 def test_dtypes(dtype: torch.dtype) -> None:
     of, x = layer("dynamic", dtype=dtype), torch.randn(5, K, dtype=dtype, requires_grad=True)
@@ -65,7 +65,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
     torch.testing.assert_close(of.bias.grad, torch.full((N,), 5.0))
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 @EACH_SCHEME
 def test_autocast(scheme: str) -> None:
     of, x = layer(scheme), torch.randn(5, K, requires_grad=True)
@@ -77,7 +77,7 @@ def test_autocast(scheme: str) -> None:
     torch.testing.assert_close(x.grad, torch.ones(5, N) @ dequantized(of), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 def test_a_pre_scale_is_part_of_the_gradient() -> None:
     of, x = layer("dynamic"), torch.randn(5, K, requires_grad=True)
     packed = packed_weight_of(of.weight)
@@ -87,7 +87,7 @@ def test_a_pre_scale_is_part_of_the_gradient() -> None:
     torch.testing.assert_close(x.grad, torch.ones(5, N) @ dequantized(of))
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 @EACH_SCHEME
 def test_a_residual_block_and_what_surrounds_it(scheme: str) -> None:
     """The gradients of a norm before and a head behind a block are those of the block with floats."""
@@ -124,7 +124,7 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_other_ways_to_write_a_layer(product: str) -> None:
     of, x = layer("grouped"), torch.randn(5, K, requires_grad=True)
@@ -132,7 +132,7 @@ def test_other_ways_to_write_a_layer(product: str) -> None:
     torch.testing.assert_close(x.grad, torch.ones(5, N) @ dequantized(of))
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 @pytest.mark.parametrize("by_columns", (False, True))
 def test_a_product_that_torch_differentiates_itself(by_columns: bool) -> None:
     of, values = layer("dynamic"), torch.randn(5, K)
@@ -145,7 +145,7 @@ def test_a_product_that_torch_differentiates_itself(by_columns: bool) -> None:
     torch.testing.assert_close(x.grad, torch.ones(5, N) @ dequantized(of))
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 @pytest.mark.parametrize(
     "config", (ao_arm.acl_int8_dynamic(), ao_arm.acl_int4_grouped(group_size=32)), ids=("int8", "4 bits")
 )
@@ -188,7 +188,7 @@ def test_attention_of_torch(config: AOBaseConfig, crossed: bool) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @EACH_SCHEME
 def test_functional_transforms(scheme: str) -> None:
@@ -204,7 +204,7 @@ def test_functional_transforms(scheme: str) -> None:
         torch.testing.assert_close(vmap(of)(x), of(x))
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 def test_forward_mode_of_a_bias_alone() -> None:
     of, x, tangent = layer("dynamic"), torch.randn(4, K), torch.randn(N)
     with forward_ad.dual_level():
@@ -213,7 +213,7 @@ def test_forward_mode_of_a_bias_alone() -> None:
         torch.testing.assert_close(forward_ad.unpack_dual(output).tangent, tangent.expand(4, N))
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 def test_gradients_of_gradients_and_checkpoints() -> None:
     of, x = layer("dynamic"), torch.randn(3, K, requires_grad=True)
     weight = dequantized(of)
@@ -242,7 +242,7 @@ def test_compiled(backend: str) -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 @pytest.mark.parametrize("mode", ("no_grad", "inference_mode", "nothing requires one"))
 def test_without_gradients_nothing_of_autograd_is_entered(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def entered(*given: Any) -> None:
@@ -260,7 +260,7 @@ def test_without_gradients_nothing_of_autograd_is_entered(mode: str, monkeypatch
             of(x)
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 def test_a_packed_weight_requires_no_gradient() -> None:
     of = layer("dynamic")
     for asks in (
@@ -279,7 +279,7 @@ def test_a_packed_weight_requires_no_gradient() -> None:
     assert of.bias.requires_grad and not of.weight.requires_grad
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 def test_a_chain_has_no_gradient_and_says_so() -> None:
     model = nn.Sequential(nn.Linear(K, N), nn.ReLU(), nn.Linear(N, 8)).eval()
     quantize_(model, ao_arm.acl_int8_static(step="prepare"))
@@ -292,7 +292,7 @@ def test_a_chain_has_no_gradient_and_says_so() -> None:
         assert chained(x).shape == (5, 8)
 
 
-@pytest.mark.x86
+@pytest.mark.one_cpu
 def test_a_layer_taken_over_from_torch() -> None:
     """Of a dynamic layer with ReLU: gradients where it is positive."""
     from torch.ao.nn.intrinsic.quantized.dynamic import LinearReLU

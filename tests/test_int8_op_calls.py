@@ -58,7 +58,7 @@ def test_the_other_ops_refuse_wrong_arguments() -> None:
         ("input must be torch.float32", _ops.quantize_activations, (weight, True)),
         ("contiguous matrix", _ops.quantize_activations, (torch.ones(3), True)),
         ("uint8", _ops.unpack_int8, (weight, 33, 40)),
-        ("rows must be int64", _ops.unpack_int8, (packed, *weight.shape, torch.tensor([1.0]))),
+        ("rows must be torch.int64", _ops.unpack_int8, (packed, *weight.shape, torch.tensor([1.0]))),
         ("rows must be a list of row numbers", _ops.unpack_int8, (packed, *weight.shape, torch.tensor([[1]]))),
         ("row -1 is not within", _ops.unpack_int8, (packed, *weight.shape, torch.tensor([0, -1]))),
         ("no packed weight", _ops.unpack_int8, (torch.zeros(600, dtype=torch.uint8), 33, 40)),

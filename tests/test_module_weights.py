@@ -18,7 +18,7 @@ from torchao.quantization import FqnToConfig, quantize_
 import ao_arm
 from ao_arm import packed_weight_of, quantizable
 
-pytestmark = pytest.mark.x86
+pytestmark = pytest.mark.one_cpu
 
 WIDTH = 64
 
@@ -179,6 +179,7 @@ def test_attention_keeps_the_parts_of_its_weight() -> None:
         assert not cases.same_bits(attention(x, memory, memory)[0], first)
 
 
+@pytest.mark.x86
 @pytest.mark.slow
 def test_a_graph_that_splits_a_packed_weight_is_warned_of() -> None:
     attention = quantize(nn.MultiheadAttention(WIDTH, 4).eval())

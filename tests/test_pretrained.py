@@ -26,7 +26,7 @@ import ao_arm
 from ao_arm import packed_weight_of
 from ao_arm.pretrained import config_of, config_of_model
 
-pytestmark = pytest.mark.x86
+pytestmark = pytest.mark.one_cpu
 
 MIXED = {"q_proj": CONFIGS["dynamic"], "k_proj": STATIC, "mlp.": CONFIGS["grouped"]}
 

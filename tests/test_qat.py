@@ -16,7 +16,7 @@ import ao_arm
 from ao_arm import acl_int4_grouped, acl_int8_dynamic, acl_int8_static
 from ao_arm.qat import PreparedLinear
 
-pytestmark = pytest.mark.x86
+pytestmark = pytest.mark.one_cpu
 
 CONFIGS = {
     "symmetric int8": acl_int8_dynamic(MappingType.SYMMETRIC),

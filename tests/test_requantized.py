@@ -18,7 +18,7 @@ from torchao.quantization import quantize_ as torchaos_quantize_
 import ao_arm
 from ao_arm import acl_int4_grouped, acl_int8_dynamic, acl_int8_static, handlers
 
-pytestmark = pytest.mark.x86
+pytestmark = pytest.mark.one_cpu
 
 
 @EACH_CONFIG

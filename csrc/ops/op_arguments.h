@@ -22,7 +22,7 @@ using torch::stable::Tensor;
 // "(2, 3)"
 std::string shape_of(const Tensor& tensor);
 
-// As the user knows it, such as "Float".
+// As the user knows it, such as "torch.float32".
 std::string type_name(ScalarType type);
 std::string type_name(const Tensor& tensor);
 

@@ -47,7 +47,7 @@ Tensor packed(const Problem& problem, const PlainWeight& plain, const std::strin
 // How many rows are asked for: all `n` without a list of them.
 int64_t count_of(const std::optional<Tensor>& rows, int64_t n) {
     if (!rows) return n;
-    check_type(*rows, ScalarType::Long, "rows", "int64");
+    check_type(*rows, ScalarType::Long, "rows", "torch.int64");
     if (rows->dim() != 1) fail("rows must be a list of row numbers, not of shape " + shape_of(*rows));
     return rows->numel();
 }
