@@ -16,12 +16,15 @@ from . import _library
 from .quantize import FLOATS, check_float
 
 _MARK = "ao_arm: "
+_NO_MEMORY = "ao_arm has no memory left"
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
 def user_error(error: RuntimeError) -> Exception:
-    """The library's complaint about an argument as ``ValueError``; any other error as it is."""
+    """The library's complaint about an argument as ``ValueError``, of memory as ``MemoryError``; others as they are."""
+    if str(error).startswith(_NO_MEMORY):
+        return MemoryError(str(error))
     before, mark, message = str(error).partition(_MARK)
     return ValueError(message) if mark and not before else error
 
@@ -70,13 +73,26 @@ def _check_devices(input: Tensor, others: dict[str, Tensor | None], called: str 
             raise ValueError(f"{called} is on {input.device} but {name} is on {tensor.device}; move them together")
 
 
+def _check_matrix(name: str, tensor: Tensor) -> None:
+    if tensor.dim() != 2 or 0 in tensor.shape:
+        raise ValueError(f"{name} must be a matrix with rows and columns, not of shape {tuple(tensor.shape)}")
+
+
+def _columns(weight_scale: Tensor) -> int:
+    """How many columns an output has."""
+    if weight_scale.dim() != 1:
+        shape = tuple(weight_scale.shape)
+        raise ValueError(f"weight_scale must have one element for each of the output channels, not shape {shape}")
+    return weight_scale.shape[0]
+
+
 @_op
 def linear_int8_dynamic(
     input: Tensor, packed_weight: Tensor, weight_scale: Tensor, bias: Tensor | None, symmetric: bool, per_token: bool
 ) -> Tensor:
     check_float("input", input.dtype)
     _check_devices(input, {"packed_weight": packed_weight, "weight_scale": weight_scale, "bias": bias})
-    return input.new_empty((*input.shape[:-1], weight_scale.shape[0]))
+    return input.new_empty((*input.shape[:-1], _columns(weight_scale)))
 
 
 @_op
@@ -100,7 +116,7 @@ def linear_int8_quantized(
         "bias": bias,
     }
     _check_devices(qdata, others, "qdata")
-    return qdata.new_empty((*qdata.shape[:-1], weight_scale.shape[0]), dtype=output_dtype)
+    return qdata.new_empty((*qdata.shape[:-1], _columns(weight_scale)), dtype=output_dtype)
 
 
 @_op
@@ -136,7 +152,7 @@ def linear_int8_static(
         output_dtype = output_zero_point.dtype
     elif output_dtype is None:
         output_dtype = input.dtype if input.dtype.is_floating_point else torch.float32
-    return input.new_empty((*input.shape[:-1], weight_scale.shape[0]), dtype=output_dtype)
+    return input.new_empty((*input.shape[:-1], _columns(weight_scale)), dtype=output_dtype)
 
 
 @_op
@@ -157,6 +173,7 @@ def quantize_activations(input: Tensor, symmetric: bool) -> tuple[Tensor, Tensor
 
 @_op
 def pack_int8(qdata: Tensor, kernel: str) -> Tensor:
+    _check_matrix("qdata", qdata)
     n, k = qdata.shape
     # Of a named kernel, whether or not the values reach -128.
     return qdata.new_empty((call(packed_bytes, int(n), int(k), kernel, False),), dtype=torch.uint8)
@@ -164,6 +181,7 @@ def pack_int8(qdata: Tensor, kernel: str) -> Tensor:
 
 @_op
 def unpack_int8(packed_weight: Tensor, n: int, k: int, rows: Tensor | None = None) -> Tensor:
+    _check_devices(packed_weight, {"rows": rows}, "packed_weight")
     return packed_weight.new_empty((n if rows is None else rows.shape[0], k), dtype=torch.int8)
 
 
@@ -188,6 +206,9 @@ def linear_qta8a_qga4w(
 
 @_op
 def pack_int4(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, kernel: str) -> Tensor:
+    _check_matrix("qdata", qdata)
+    _check_matrix("scale", scale)
+    _check_devices(qdata, {"scale": scale, "zero_point": zero_point}, "qdata")
     n, k = (int(size) for size in qdata.shape)
     floats, zero_points = scale.dtype == torch.float32, zero_point is not None
     size = call(packed_bytes_int4, n, k, k // int(scale.shape[1]), floats, zero_points, kernel)
@@ -204,6 +225,9 @@ def unpack_int4(
     zero_points: bool,
     rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, not {group_size}")
+    _check_devices(packed_weight, {"rows": rows}, "packed_weight")
     count = n if rows is None else rows.shape[0]
     groups = (count, k // group_size)
     return (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copyreg
 import dataclasses
+import json
 import zlib
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
@@ -20,6 +21,18 @@ import torch
 from torch import Tensor
 
 from .affine_quantized import as_weight, packed_weight_of
+from .checkpoint_contents import (
+    PICKLED_EXPERTS,
+    PICKLED_WEIGHT,
+    STORED_EXPERTS,
+    STORED_WEIGHT,
+    act_tensors,
+    check_contents,
+    check_entries,
+    check_pre_scale,
+    checked_layout,
+    refuse,
+)
 from .experts import ACLPackedExperts
 from .import_hooks import after_import
 from .layout import HAS_AQT, ACLPackedLayout
@@ -58,19 +71,26 @@ def _reduce(packed: ACLPackedTensor, is_weight: bool, is_param: bool) -> _Reduce
         "dtype": packed.weight_dtype,
         "transposed": packed.transposed,
         "checksum": _checksum(qdata, plain.scale, packed.act_scale, packed.act_zero_point, plain.zero_point),
+        "settings_checksum": _settings_checksum(layout, packed.weight_dtype, packed.transposed, packed.act_pre_scale),
         "is_weight": is_weight,
         "is_param": is_param,
     }
     return rebuild, (state,)
 
 
-def _checksum(*tensors: Tensor | None) -> int:
-    checksum = 0
+def _checksum(*tensors: Tensor | None, checksum: int = 0) -> int:
     for tensor in tensors:
         if tensor is not None:
-            array: Any = tensor.contiguous().view(torch.uint8).numpy()
+            array: Any = tensor.detach().contiguous().view(torch.uint8).numpy()
             checksum = zlib.crc32(array, checksum)
     return checksum
+
+
+def _settings_checksum(
+    layout: ACLPackedLayout, dtype: torch.dtype, transposed: bool, act_pre_scale: Tensor | None = None
+) -> int:
+    settings = {"layout": dataclasses.asdict(layout), "dtype": str(dtype), "transposed": transposed}
+    return _checksum(act_pre_scale, checksum=zlib.crc32(json.dumps(settings, sort_keys=True).encode()))
 
 
 def rebuild(state: dict[str, Any]) -> Tensor:
@@ -85,23 +105,28 @@ def rebuild(state: dict[str, Any]) -> Tensor:
     Raises:
         ValueError: if the format is newer than this ao_arm's, the bytes are damaged, or no kernel serves the weight.
     """
-    _check_version(state["version"])
-    qdata, scale, zero_point = state["qdata"], state["scale"], state.get("zero_point")
+    _check_version(state)
+    check_entries(state, PICKLED_WEIGHT)
+    plain = Plain(state["qdata"], state["scale"], state.get("zero_point"))
     act_scale, act_zero_point = state.get("act_scale"), state.get("act_zero_point")
-    _check_checksum(state["checksum"], qdata, scale, act_scale, act_zero_point, zero_point)
-    packed = ACLPackedTensor(
-        qdata,
-        scale,
-        ACLPackedLayout(**state["layout"]),
-        state["dtype"],
-        state["act_pre_scale"],
-        act_scale,
-        act_zero_point,
-        zero_point,
-    )
+    layout = checked_layout(state["layout"])
+    _check_checksum(state["checksum"], plain.qdata, plain.scale, act_scale, act_zero_point, plain.zero_point)
+    settings = layout, state["dtype"], state["transposed"], state.get("act_pre_scale")
+    _check_settings(state, plain.qdata, *settings)
+    packed = _packed(plain, layout, state["dtype"], state.get("act_pre_scale"), act_scale, act_zero_point)
     packed = packed.t() if state["transposed"] else packed
     made = as_weight(packed) if state["is_weight"] else packed
     return _marked(made, state["is_param"])
+
+
+def _packed(
+    plain: Plain, layout: ACLPackedLayout, dtype: torch.dtype, pre_scale: Tensor | None, *act: Tensor | None
+) -> ACLPackedTensor:
+    """What a file holds, packed for the CPU at hand."""
+    check_contents(plain, layout, dtype)
+    packed = ACLPackedTensor(plain.qdata, plain.scale, layout, dtype, pre_scale, *act, zero_point=plain.zero_point)
+    check_pre_scale(pre_scale, packed.weight_shape[1])
+    return packed
 
 
 def reduce_experts(experts: ACLPackedExperts) -> _Reduced:
@@ -116,6 +141,7 @@ def reduce_experts(experts: ACLPackedExperts) -> _Reduced:
         "dtype": experts.weight_dtype,
         "transposed": experts.transposed,
         "checksum": _checksum(plain.qdata, plain.scale, plain.zero_point),
+        "settings_checksum": _settings_checksum(experts._layout, experts.weight_dtype, experts.transposed),
         "is_param": hasattr(experts, "_is_param"),
     }
     return rebuild_experts, (state,)
@@ -130,15 +156,22 @@ def rebuild_experts(state: dict[str, Any]) -> Tensor:
     Raises:
         ValueError: if the format is newer than this ao_arm's, the bytes are damaged, or no kernel serves the weights.
     """
-    _check_version(state["version"])
-    plain = Plain(state["qdata"], state["scale"], state["zero_point"])
+    _check_version(state)
+    check_entries(state, PICKLED_EXPERTS)
+    plain = Plain(state["qdata"], state["scale"], state.get("zero_point"))
+    layout = checked_layout(state["layout"])
     _check_checksum(state["checksum"], plain.qdata, plain.scale, plain.zero_point)
-    layout = ACLPackedLayout(**state["layout"])
+    _check_settings(state, plain.qdata, layout, state["dtype"], state["transposed"])
+    check_contents(plain, layout, state["dtype"], experts=True)
     made = ACLPackedExperts.from_plain(plain, layout, state["dtype"], state["transposed"])
     return _marked(made, state["is_param"])
 
 
-def _check_version(version: int) -> None:
+def _check_version(state: Any) -> None:
+    """First of all, as a newer version may have other entries."""
+    version = state.get("version") if isinstance(state, dict) else None
+    if type(version) is not int or version < 1:
+        refuse("version", f"a whole number from 1 to {FORMAT_VERSION}", repr(version)[:100])
     if version > FORMAT_VERSION:
         raise ValueError(
             f"this weight was saved in version {version} of ao_arm's checkpoint format; this ao_arm reads version "
@@ -146,10 +179,24 @@ def _check_version(version: int) -> None:
         )
 
 
+def _has_bytes(tensor: Tensor) -> bool:
+    """Unlike those of the meta device and of traces."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+
+
 def _check_checksum(checksum: int, qdata: Tensor, *others: Tensor | None) -> None:
-    readable = type(qdata) is Tensor and qdata.device.type == "cpu"
-    if readable and _checksum(qdata, *others) != checksum:
+    if _has_bytes(qdata) and _checksum(qdata, *others) != checksum:
         raise ValueError(f"this weight is damaged: its checksum does not match (qdata of shape {tuple(qdata.shape)})")
+
+
+def _check_settings(state: dict[str, Any], qdata: Tensor, *settings: Any) -> None:
+    """Older files have no such checksum."""
+    checksum = state.get("settings_checksum")
+    if checksum is not None and _has_bytes(qdata) and _settings_checksum(*settings) != checksum:
+        raise ValueError(
+            "this weight is damaged: the checksum of its layout and settings does not match (qdata of shape "
+            f"{tuple(qdata.shape)})"
+        )
 
 
 def _marked(made: Any, is_param: bool) -> Tensor:
@@ -186,28 +233,25 @@ def _experts_from_shared(inner: dict[str, Tensor], attributes: tuple[Any, ...], 
     return _marked(ACLPackedExperts.__tensor_unflatten__(inner, attributes, None, None), is_param)
 
 
-def _weight_from_plain(
-    *, act_quantization: list[float] | None = None, transposed: bool = False, **contents: Any
-) -> Tensor:
+def _weight_from_plain(**contents: Any) -> Tensor:
     """What torchao's safetensors support calls with the stored contents."""
-    if act_quantization is not None:
-        scale, zero_point = act_quantization
-        device, dtype = contents["qdata"].device, getattr(torch, contents["_layout"].activation_dtype)
-        contents["act_scale"] = torch.tensor([scale], dtype=torch.float32, device=device)
-        contents["act_zero_point"] = torch.tensor([zero_point], dtype=dtype, device=device)
-    packed = ACLPackedTensor(**contents)
-    return as_weight(packed.t() if transposed else packed)
+    check_entries(contents, STORED_WEIGHT)
+    plain = Plain(contents["qdata"], contents["scale"], contents.get("zero_point"))
+    layout = contents["_layout"]
+    act = act_tensors(contents.get("act_quantization"), layout, plain.qdata.device)
+    pre_scale = contents.get("act_pre_scale")
+    packed = _packed(
+        plain, layout, contents["weight_dtype"], pre_scale, act.get("act_scale"), act.get("act_zero_point")
+    )
+    return as_weight(packed.t() if contents.get("transposed") else packed)
 
 
-def _experts_from_plain(
-    qdata: Tensor,
-    scale: Tensor,
-    _layout: ACLPackedLayout,
-    weight_dtype: torch.dtype,
-    transposed: bool,
-    zero_point: Tensor | None = None,
-) -> Tensor:
-    return ACLPackedExperts.from_plain(Plain(qdata, scale, zero_point), _layout, weight_dtype, transposed)
+def _experts_from_plain(**contents: Any) -> Tensor:
+    check_entries(contents, STORED_EXPERTS)
+    plain = Plain(contents["qdata"], contents["scale"], contents.get("zero_point"))
+    layout, dtype = contents["_layout"], contents["weight_dtype"]
+    check_contents(plain, layout, dtype, experts=True)
+    return ACLPackedExperts.from_plain(plain, layout, dtype, bool(contents.get("transposed")))
 
 
 def _register_safetensors(utilities: ModuleType) -> None:

@@ -24,7 +24,7 @@ FLOORS = (
     "tensor",
     "tensor_ops",
     "affine_quantized",
-    "calibration experts stock_weights stored_weights",
+    "calibration checkpoint_contents experts stock_weights stored_weights",
     "checkpoint experts_ops layer_checks offloading pretrained ties",
     "handlers passes stock_modules",
     "dequantize_model pack_model qat quantize_model suggestion",

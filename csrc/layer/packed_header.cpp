@@ -77,6 +77,8 @@ std::string read_header(const uint8_t* bytes, int64_t size, PackedHeader* header
     std::memcpy(header, bytes, sizeof *header);
     if (std::memcmp(header->magic, kMagic, sizeof kMagic) != 0)
         return std::string("these bytes are no packed weight: they do not begin with its mark. ") + kRepack;
+    if (header->version == __builtin_bswap32(kPackedVersion))
+        return std::string("this packed weight was made on a machine of the other byte order. ") + kRepack;
     if (header->version != kPackedVersion)
         return "this packed weight has version " + std::to_string(header->version) +
                " of the packing; this ao_arm reads version " + std::to_string(kPackedVersion) + ". " + kRepack;

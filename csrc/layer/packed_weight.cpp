@@ -164,16 +164,17 @@ std::string unpack_rows(const PackedWeight& weight, const int64_t* rows, int64_t
     const PlainWeight unpacked = {qdata.data(), scale.data(), problem.zero_points ? zero_point.data() : nullptr};
     int64_t block = -1;
     for (int64_t i = 0; i < count; ++i) {
-        if (rows[i] < 0 || rows[i] >= problem.n)
-            return "row " + std::to_string(rows[i]) + " is not within 0 and " + std::to_string(problem.n - 1);
-        if (rows[i] / kernel.column_step != block) {
-            block = rows[i] / kernel.column_step;
+        const int64_t row = rows[i];
+        if (row < 0 || row >= problem.n)
+            return "row " + std::to_string(row) + " is not within 0 and " + std::to_string(problem.n - 1);
+        if (row / kernel.column_step != block) {
+            block = row / kernel.column_step;
             // As if the block were all that there is.
             const Columns columns = {0, weight.columns(block).count};
             if (!kernel.unpack(problem, weight.base + weight.block_offset(block), columns, unpacked))
                 return std::string("kernel ") + kernel.id + " failed to unpack the weight";
         }
-        const int64_t at = rows[i] - block * kernel.column_step;
+        const int64_t at = row - block * kernel.column_step;
         std::memcpy(plain.qdata + i * problem.k, &qdata[at * problem.k], problem.k);
         if (!grouped) continue;
         std::memcpy(static_cast<uint8_t*>(plain.scale) + i * scale_bytes, &scale[at * scale_bytes], scale_bytes);

@@ -18,8 +18,9 @@ Linear checked_layer(const Tensor& input, const char* input_name, const Tensor& 
     const int64_t n = layer.weight.problem.n, k = layer.weight.problem.k;
     layer.m = checked_rows(input, input_name, n, k);
     check_type(weight_scale, ScalarType::Float, "weight_scale", "torch.float32");
-    if (weight_scale.numel() != n)
-        fail("weight_scale must have one element for each of the " + std::to_string(n) + " output channels");
+    if (weight_scale.dim() != 1 || weight_scale.numel() != n)
+        fail("weight_scale must have one element for each of the " + std::to_string(n) +
+             " output channels, not shape " + shape_of(weight_scale));
     layer.bias_dtype = checked_bias(bias, n);
     layer.weight_scale = static_cast<const float*>(weight_scale.const_data_ptr());
     layer.least = -INFINITY;
@@ -37,7 +38,7 @@ struct Quantization {
 Quantization checked_quantization(const Tensor& scale, const Tensor& zero_point, const char* what) {
     const std::string name = what;
     check_type(scale, ScalarType::Float, (name + "_scale").c_str(), "torch.float32");
-    check_cpu(zero_point, (name + "_zero_point").c_str());
+    check_readable(zero_point, (name + "_zero_point").c_str());
     if (scale.numel() != 1 || zero_point.numel() != 1)
         fail(name + "_scale and " + name + "_zero_point must have one element each, not the shapes " + shape_of(scale) +
              " and " + shape_of(zero_point));
@@ -126,7 +127,7 @@ Tensor matmul_int8(const Tensor& qdata, const Tensor& packed_weight) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> quantize_activations(const Tensor& input, bool symmetric) {
-    check_cpu(input, "input");
+    check_readable(input, "input");
     const DType dtype = checked_float(input, "input");
     if (input.dim() != 2 || !input.is_contiguous()) fail("input must be a contiguous matrix (m, k)");
     const int64_t m = input.size(0), k = input.size(1);

@@ -1,17 +1,37 @@
 #include "ops/op_arguments.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
 #include <cmath>
 #include <stdexcept>
 
 namespace ao_arm {
+namespace {
+
+// How many bytes from the start of its storage on a tensor's elements reach.
+int64_t reach_of(const Tensor& tensor) {
+    if (tensor.numel() == 0) return 0;
+    int64_t last = tensor.storage_offset();
+    if (tensor.is_contiguous())
+        last += tensor.numel() - 1;
+    else
+        for (int64_t i = 0; i < tensor.dim(); ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
+    return (last + 1) * static_cast<int64_t>(tensor.element_size());
+}
+
+}  // namespace
 
 void fail(const std::string& message) { throw std::runtime_error("ao_arm: " + message); }
 
-std::string shape_of(const Tensor& tensor) {
+void fail_for_memory(const std::string& what) { throw std::runtime_error("ao_arm has no memory left for " + what); }
+
+std::string shape_of(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
     std::string text = "(";
-    for (int64_t i = 0; i < tensor.dim(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(tensor.size(i));
+    for (const int64_t size : sizes) text += (text.size() == 1 ? "" : ", ") + std::to_string(size);
     return text + ")";
 }
+
+std::string shape_of(const Tensor& tensor) { return shape_of(tensor.sizes()); }
 
 std::string type_name(ScalarType type) {
     switch (type) {
@@ -59,12 +79,18 @@ std::optional<DType> dtype_of(ScalarType type) {
     }
 }
 
-void check_cpu(const Tensor& tensor, const char* name) {
+void check_readable(const Tensor& tensor, const char* name) {
     if (!tensor.is_cpu()) fail(std::string(name) + " must be on the CPU; move it with .cpu()");
+    int64_t bytes;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+    if (const int64_t reach = reach_of(tensor); reach > bytes)
+        fail(std::string(name) + " of shape " + shape_of(tensor) + " reaches to byte " + std::to_string(reach) +
+             " of a storage that has " + std::to_string(bytes) +
+             ": it was resized since the tensor was made; make the tensor anew");
 }
 
 void check_type(const Tensor& tensor, ScalarType type, const char* name, const char* wanted) {
-    check_cpu(tensor, name);
+    check_readable(tensor, name);
     if (tensor.scalar_type() != type) fail(std::string(name) + " must be " + wanted + ", not " + type_name(tensor));
     if (!tensor.is_contiguous()) fail(std::string(name) + " must be contiguous");
 }
@@ -84,7 +110,7 @@ void check_float_output(ScalarType type, const char* where) {
 }
 
 int64_t checked_rows(const Tensor& input, const char* name, int64_t n, int64_t k) {
-    check_cpu(input, name);
+    check_readable(input, name);
     const int64_t dims = input.dim();
     if (dims < 1 || input.size(dims - 1) != k)
         fail(std::string(name) + " of shape " + shape_of(input) + " does not fit a weight of shape (" +
@@ -94,7 +120,7 @@ int64_t checked_rows(const Tensor& input, const char* name, int64_t n, int64_t k
 
 DType checked_bias(const std::optional<Tensor>& bias, int64_t n) {
     if (!bias) return DType::kFloat32;
-    check_cpu(*bias, "bias");
+    check_readable(*bias, "bias");
     const DType dtype = checked_float(*bias, "bias");
     if (bias->dim() != 1 || bias->numel() != n)
         fail("bias of shape " + shape_of(*bias) + " must have shape (" + std::to_string(n) + ")");

@@ -19,7 +19,11 @@ using torch::stable::Tensor;
 // Throws. Python turns messages with this mark into ValueError.
 [[noreturn]] void fail(const std::string& message);
 
+// The same of what becomes MemoryError; it takes what there is no memory for.
+[[noreturn]] void fail_for_memory(const std::string& what);
+
 // "(2, 3)"
+std::string shape_of(torch::headeronly::IntHeaderOnlyArrayRef sizes);
 std::string shape_of(const Tensor& tensor);
 
 // As the user knows it, such as "torch.float32".
@@ -29,9 +33,10 @@ std::string type_name(const Tensor& tensor);
 // Nothing for types that are neither activations, biases nor outputs.
 std::optional<DType> dtype_of(ScalarType type);
 
-void check_cpu(const Tensor& tensor, const char* name);
+// That it is on the CPU and that the elements lie within its memory, which a resized storage no longer has.
+void check_readable(const Tensor& tensor, const char* name);
 
-// That it is on the CPU, contiguous, and of this type, which the message calls `wanted`.
+// That it is readable, contiguous, and of this type, which the message calls `wanted`.
 void check_type(const Tensor& tensor, ScalarType type, const char* name, const char* wanted);
 
 DType checked_float(const Tensor& tensor, const char* name);

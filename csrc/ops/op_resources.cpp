@@ -32,7 +32,7 @@ uint8_t* thread_scratch(int64_t bytes) {
         buffer.memory = static_cast<uint8_t*>(std::aligned_alloc(kAlignment, buffer.size));
         if (buffer.memory == nullptr) {
             buffer.size = 0;
-            fail("no memory left for " + std::to_string(bytes) + " bytes of scratch");
+            fail_for_memory(std::to_string(bytes) + " bytes of scratch");
         }
     }
     return buffer.memory;
@@ -47,7 +47,7 @@ std::vector<T> for_each_token(const Tensor& tensor, int64_t m) {
 }
 
 void check_count(const Tensor& tensor, int64_t m, const char* name) {
-    check_cpu(tensor, name);
+    check_readable(tensor, name);
     if (tensor.numel() != m && tensor.numel() != 1)
         fail(std::string(name) + " of shape " + shape_of(tensor) + " must have one element for each of the " +
              std::to_string(m) + " tokens, or one for all");
@@ -74,10 +74,11 @@ Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
         stride *= sizes[i];
     }
     AtenTensorHandle handle;
-    TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
+    // All that torch can object to in these arguments is their product.
+    if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                 aoti_torch_device_type_cpu(), 0, &handle));
+                                 aoti_torch_device_type_cpu(), 0, &handle) != AOTI_TORCH_SUCCESS)
+        fail_for_memory("a tensor of shape " + shape_of(sizes) + " and type " + type_name(type));
     return Tensor(handle);
 }
 

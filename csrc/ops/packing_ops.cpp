@@ -12,7 +12,7 @@ namespace {
 // The problem that plain contents describe, after checking them.
 Problem described_problem(const Tensor& qdata, const Tensor& scale, const std::optional<Tensor>& zero_point) {
     check_type(qdata, ScalarType::Char, "qdata", "torch.int8");
-    check_cpu(scale, "scale");
+    check_readable(scale, "scale");
     const bool floats = scale.scalar_type() == ScalarType::Float;
     if (!floats && scale.scalar_type() != ScalarType::BFloat16)
         fail("scale must be torch.bfloat16 or torch.float32, not " + type_name(scale));

@@ -112,10 +112,11 @@ void test_damaged(const Kernel& kernel, const Problem& problem, const std::vecto
     PackedWeight opened{};
     const auto refused = [&](const std::vector<uint8_t>& bytes) { return !open(bytes, scheme, &opened).empty(); };
     check(!refused(packed), name + " opens");
-    for (size_t at = 0; at < sizeof(PackedHeader); ++at) {
-        std::vector<uint8_t> damaged = packed;
-        damaged[at] ^= 0x10;
-        check(refused(damaged), name + " with header byte " + std::to_string(at) + " damaged");
+    std::vector<uint8_t> damaged = packed;
+    for (size_t bit = 0; bit < 8 * sizeof(PackedHeader); ++bit) {
+        damaged[bit / 8] ^= 1 << bit % 8;
+        check(refused(damaged), name + " with header bit " + std::to_string(bit) + " damaged");
+        damaged[bit / 8] ^= 1 << bit % 8;
     }
     for (const size_t size : {size_t(0), size_t(255), size_t(256), packed.size() - 1, packed.size() + 1}) {
         std::vector<uint8_t> cut = packed;
