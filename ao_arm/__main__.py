@@ -1,4 +1,4 @@
-"""The command line: ``python -m ao_arm info | demo | bench``."""
+"""The command line: ``python -m ao_arm info | selftest | demo | bench``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from . import command_line, info
 from ._version import __version__
 from .benchmark import command as bench
 from .demo import command as demo
+from .selftest import command as selftest
 
 
 class Subcommand(NamedTuple):
@@ -26,6 +27,12 @@ class Subcommand(NamedTuple):
 
 SUBCOMMANDS = (
     Subcommand("info", "show this CPU, the versions and all kernels", info.add_arguments, info.run),
+    Subcommand(
+        "selftest",
+        "run every kernel that this CPU can run beside the reference, for bug reports",
+        selftest.add_arguments,
+        selftest.run,
+    ),
     Subcommand(
         "demo", "quantize a real encoder or language model: accuracy, size, speed", demo.add_arguments, demo.run
     ),
@@ -49,9 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return command_line.interrupted(args.command)
-    except BrokenPipeError:  # as of `info | head`; what Python still holds must not be written when it ends
+    except OSError as error:  # as of `info | head` or `info > /dev/full`
+        if not isinstance(error, BrokenPipeError) and not command_line.is_full(error):
+            raise
+        # What Python still holds must not be written when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE
+        print(f"ao_arm {args.command}: {error.strerror}", file=sys.stderr)
+        return 1
     return exit_code
 
 

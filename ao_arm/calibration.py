@@ -35,8 +35,8 @@ def remove_observer(layer: torch.nn.Module) -> None:
     handle: Any = getattr(layer, _OBSERVING, None)
     if handle is not None:
         handle.remove()
+        layer._modules.pop(_OBSERVER, None)  # first, so that what was interrupted here can be done again
         delattr(layer, _OBSERVING)
-        delattr(layer, _OBSERVER)
 
 
 def _see_input(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

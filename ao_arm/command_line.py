@@ -1,9 +1,11 @@
-"""What the subcommands of ``python -m ao_arm`` share: types of options, quiet, Ctrl-C, and what is not installed."""
+"""What the subcommands of ``python -m ao_arm`` share: types of options, files, quiet, Ctrl-C, what is not installed."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -43,6 +45,32 @@ def folder_to_read(text: str) -> Path:
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path}")
     return path
+
+
+@contextmanager
+def whole_file(command: str, file: Path) -> Iterator[Path]:
+    """Lets a file be written beside its place, which it takes in the end: there it is whole, or as it was before.
+
+    Yields the path to write to. If that fails, as on a full disk, the program ends with one line.
+    """
+    file = file.resolve()
+    special = file.exists() and not file.is_file()  # /dev/stdout, a pipe
+    part = file if special else file.with_name(f".{os.getpid()}-{file.name}")  # the suffix stays: it tells the format
+    try:
+        yield part
+        if not special:
+            os.replace(part, file)
+    except OSError as error:
+        state = "written to" if special else "written, and is as it was"
+        raise SystemExit(f"ao_arm {command}: {file} was not {state}: {error.strerror or error}") from None
+    finally:
+        if not special:
+            part.unlink(missing_ok=True)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there is no room left to write to."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager

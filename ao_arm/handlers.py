@@ -130,9 +130,9 @@ def quantize_layer(
     one = made.expert(0) if isinstance(made, ACLPackedExperts) else made
     kernels.warn_if_slow(one.kernel, name, *one.problem)
     parameter = torch.nn.Parameter(made if one is not made else as_weight(one), requires_grad=False)
-    put_weight(module, parameter_name, parameter, reason)
     if packed is None and one is made:
-        keep_tied(weight_of(module, parameter_name), weight)
+        keep_tied(parameter, weight)
+    put_weight(module, parameter_name, parameter, reason)
     progress.layer_done()
     return Outcome("int8" if reason else "quantized", reason)
 
@@ -169,8 +169,10 @@ def put_weight(module: torch.nn.Module, parameter_name: str, weight: torch.nn.Pa
     ``reason`` is why the weight is another one than was asked for.
     """
     owner, attribute = owner_of(module, parameter_name)
-    setattr(owner, attribute, weight)
+    # Ctrl-C may come between any two of these: until the weight is set all is as it was, and what follows is done
+    # again by whoever finds the weight.
     owner.extra_repr = _ExtraRepr(owner)  # type: ignore[method-assign]
+    setattr(owner, attribute, weight)
     remove_observer(owner)
     forget_importance(owner)
     note_reason(owner, attribute, reason)

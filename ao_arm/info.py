@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_as_json(current_system(), judged), indent=2))
     else:
-        print(*_system_lines(current_system()), "", *_kernel_lines(judged), sep="\n")
+        print(*system_lines(current_system()), "", *_kernel_lines(judged), sep="\n")
     return int(judged.chosen is None)
 
 
@@ -92,7 +92,8 @@ def _as_json(this: System, judged: Judged) -> dict[str, Any]:
     }
 
 
-def _system_lines(this: System) -> Iterator[str]:
+def system_lines(this: System) -> Iterator[str]:
+    """What a process runs on, for bug reports."""
     emulated = f" (emulated: {this.emulated})" if this.emulated else ""
     compiler, *linked = this.build.split("; ")
     facts = {

@@ -11,6 +11,9 @@ from torch import Tensor
 LEAST_SCALE = 2.0**-23
 """Least activation scale: float32's epsilon, exact in all activation types."""
 
+GROUPED_TOLERANCE = 1e-6
+"""How far a result for 4-bit weights may be from the one here, as a share of ``magnitude_qta8a_qga4w`` of its token."""
+
 
 def quantize_activations(input: Tensor, symmetric: bool, per_token: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Quantizes tokens to int8.

@@ -187,11 +187,6 @@ def assert_by_reference(
         assert same_bits(actual, by_reference(x, weight, bias)), case
 
 
-#: How far a result for 4-bit weights may be from the reference's: this share of the token's largest sum of magnitudes
-#: of terms (reference.magnitude_qta8a_qga4w).
-TOLERANCE = 1e-6
-
-
 def assert_near_the_reference(
     actual: Tensor, x: Tensor, plain: tuple[Tensor, Tensor, Tensor | None], bias: Tensor | None = None, **others: Any
 ) -> None:
@@ -204,9 +199,9 @@ def assert_near_the_reference(
     if x.numel() == 0:
         return
     n = actual.shape[-1]
-    slack = TOLERANCE * reference.magnitude_qta8a_qga4w(x, *plain, **act)
+    slack = reference.GROUPED_TOLERANCE * reference.magnitude_qta8a_qga4w(x, *plain, **act)
     if bias is not None:
-        slack = slack + TOLERANCE * bias.double().abs().max()
+        slack = slack + reference.GROUPED_TOLERANCE * bias.double().abs().max()
     actual, exact = actual.reshape(-1, n), expected.reshape(-1, n).double()
     assert torch.equal(actual.isnan(), exact.isnan())
     least, greatest = ((exact + sign * slack).to(dtype) for sign in (-1, 1))

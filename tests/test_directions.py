@@ -32,7 +32,7 @@ FLOORS = (
     "explanation",
     "__init__",
     "demo info",
-    "benchmark",
+    "benchmark selftest",
     "__main__",
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     def results() -> Results:
         return Results(system, environment(), settings, schemes, tuple(found))
 
-    interrupted = False
+    ended: KeyboardInterrupt | SystemExit | None = None
     with command_line.quiet():
         # Of torch 2.13, about what its own quantized layers are made of.
         warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
@@ -109,13 +109,17 @@ def run(args: argparse.Namespace) -> int:
                 for rows in measure(subjects, args.only, settings, timed, report):
                     found += rows
                     if args.json:
-                        results().write(args.json)
-            except KeyboardInterrupt:
-                interrupted = True
+                        with command_line.whole_file("bench", args.json) as file:
+                            results().write(file)
+            except (KeyboardInterrupt, SystemExit) as error:  # the latter if the file cannot be written
+                ended = error
+    interrupted = isinstance(ended, KeyboardInterrupt)
     if interrupted and not found:
         return command_line.interrupted("bench", "no case was finished")
     for line in tables.lines(results(), args.baseline):
         print(line)
+    if isinstance(ended, SystemExit):
+        raise ended
     if args.plot:
         _plot(results(), args.baseline, args.plot)
     if interrupted:
@@ -159,6 +163,7 @@ def _plot(results: Results, baseline: str, file: Path) -> None:
     from .plot import draw
 
     try:
-        draw(results, baseline, file)
+        with command_line.whole_file("bench", file) as part:
+            draw(results, baseline, part)
     except ValueError as error:
         raise SystemExit(f"ao_arm bench: {file}: {error}") from None

@@ -127,9 +127,10 @@ def run(args: argparse.Namespace) -> int:
     timing = not args.no_timing and not current_system().emulated
     with _in_one_line(), progress.steps(demo.steps(timing), "ao_arm demo") as report, command_line.quiet():
         measured = demo.measure(args, timing, report)
-    if args.json:
-        args.json.write_text(json.dumps(dataclasses.asdict(measured), indent=2) + "\n")
     demo.show(measured)
+    if args.json:
+        with command_line.whole_file("demo", args.json) as file:
+            file.write_text(json.dumps(dataclasses.asdict(measured), indent=2) + "\n")
     return 0
 
 
