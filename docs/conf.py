@@ -3,7 +3,7 @@
 project = "ao_arm"
 root_doc = "README"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**.md", "tutorials/**.ipynb"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/**.md", "tutorials/**.ipynb"]
 exclude_patterns = ["**/.ipynb_checkpoints"]
 html_theme = "furo"
 nb_execution_mode = "off"
@@ -21,6 +21,7 @@ docs/*
 tutorials/*
 CONTRIBUTING
 CHANGELOG
+SECURITY
 ```
 """
 

@@ -1,6 +1,6 @@
-"""Layers under load: many callers, many calls, forks, no memory left.
+"""Layers under load: many callers, many calls, forks, no memory left; and a checkpoint with each byte damaged.
 
-    .venv/bin/python tests/soak.py [--seconds 60] [--calls 100000]
+    .venv/bin/python tests/soak.py [--seconds 60] [--calls 100000] [--bytes-apart 1]
 
 Verdicts are of bits, bytes and exit codes; how much is done in the seconds depends on the machine, and no verdict does.
 `tests/test_soak.py` has short forms of the same.
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import cases
 import torch
+from damaged_checkpoints import refused_when_cut, refused_when_flipped
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -219,6 +220,13 @@ def no_memory(limits: int) -> str:
     return f"{limits} limits of memory: the right bits or a Python error, and the right bits once there is memory again"
 
 
+def damaged_files(bytes_apart: int) -> str:
+    """A bit flipped in one byte after the other, and the file cut off after each."""
+    places = range(0, MEGABYTE, bytes_apart)  # a file is smaller
+    flipped, cut = refused_when_flipped(places), refused_when_cut(places)
+    return f"{cut} bytes of a checkpoint: with a bit flipped {flipped} were refused, no weight was another one"
+
+
 def in_child(work: Callable[[], None]) -> None:
     """Runs in a child of a fork, which has to end by itself and well: no signal, no abort."""
     sys.stdout.flush()
@@ -251,9 +259,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="of many callers (default: %(default)s)")
     parser.add_argument("--calls", type=int, default=100_000, help="one after the other (default: %(default)s)")
+    parser.add_argument("--bytes-apart", type=int, default=1, help="of a damaged file (default: %(default)s)")
     args = parser.parse_args()
     parts: dict[str, Callable[[], str]] = {
         "forks": forks,
+        "files": lambda: damaged_files(args.bytes_apart),
         "memory": lambda: no_memory(limits=12),
         "calls": lambda: many_calls(args.calls),
         "callers": lambda: many_callers(args.seconds),

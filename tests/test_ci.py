@@ -35,7 +35,7 @@ def test_each_command_is_found(tmp_path: Path) -> None:
     demo, hooks, soak, tests = done.stdout.splitlines()
     assert demo.startswith("+ python3 -m venv .venv && ") and demo.endswith(" -m ao_arm demo")
     assert hooks.startswith("+ .venv/bin/pip install ") and hooks.endswith("/pre-commit install")
-    assert soak == "+ .venv/bin/python tests/soak.py --seconds 10 --calls 20000"
+    assert soak == "+ .venv/bin/python tests/soak.py --seconds 10 --calls 20000 --bytes-apart 7"
     assert tests.startswith("+ .venv/bin/pip install ") and tests.endswith(" && .venv/bin/python -m pytest")
 
 

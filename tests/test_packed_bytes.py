@@ -133,3 +133,22 @@ def test_packed_bytes_of_another_type_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             run_with(wrong)
+
+
+@pytest.mark.parametrize("layout", cases.SCHEMES.values(), ids=cases.SCHEMES)
+def test_any_bytes_behind_a_header_give_numbers_and_no_more(layout: ao_arm.ACLPackedLayout) -> None:
+    """Of each kernel: places are those of the shape, whatever the bytes say. Random ones, all of one kind, and NaN."""
+    x = torch.randn(9, cases.LAYER[1])
+    for kernel in cases.kernels_for(layout):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AO_ARM_KERNEL", kernel)
+            weight = cases.packed(torch.randn(cases.LAYER), layout)
+        body = weight.packed_weight[HEADER_BYTES:]
+        before = body.clone()
+        for content in (torch.randint_like(body, 256), torch.full_like(body, 0x80), torch.full_like(body, 0xFF)):
+            body.copy_(content)
+            assert linear(x, weight).shape == (9, cases.LAYER[0])
+            qdata, _, _ = weight.get_plain()
+            assert qdata.shape == cases.LAYER
+        body.copy_(before)
+        cases.assert_by_reference(linear(x, weight), x, weight)

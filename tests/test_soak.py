@@ -28,6 +28,10 @@ def test_more_threads_than_cores() -> None:
     soak.many_threads()
 
 
+def test_damaged_files() -> None:
+    assert "no weight was another one" in soak.damaged_files(bytes_apart=500)
+
+
 def test_no_memory_is_an_error_of_python() -> None:
     soak.no_memory(limits=4)
 

@@ -1,0 +1,71 @@
+"""A checkpoint with a weight of each scheme, and what becomes of it when bits are flipped or its end is cut off."""
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import cases
+import torch
+from torch import Tensor
+
+from ao_arm import ACLPackedTensor, packed_weight_of
+from ao_arm.affine_quantized import as_weight
+
+N, K = 8, 96
+
+
+def weight_of(scheme: str) -> ACLPackedTensor:
+    """With factors of activations, as SmoothQuant's."""
+    torch.manual_seed(0)
+    weight = cases.packed(torch.randn(N, K), cases.SCHEMES[scheme])
+    weight.act_pre_scale = torch.rand(K) + 0.5
+    return weight
+
+
+def checkpoint() -> bytes:
+    return cases.saved({scheme: as_weight(weight_of(scheme)) for scheme in cases.SCHEMES}).getvalue()
+
+
+def contents(content: bytes) -> list[tuple[Any, ...]] | None:
+    """All that the weights of a file hold; None if it is refused, by torch or by ao_arm."""
+    try:
+        weights: dict[str, Tensor] = torch.load(io.BytesIO(content), weights_only=True)
+    except Exception:  # torch names what it finds in many ways
+        return None
+    found = []
+    for weight in weights.values():
+        packed = packed_weight_of(weight)
+        assert packed is not None
+        tensors = [None if part is None else part.tolist() for part in (*packed.get_plain(), *packed._inner().values())]
+        found.append((packed.get_layout(), packed.weight_dtype, packed.transposed, tensors))
+    return found
+
+
+def refused_when_flipped(places: Iterable[int]) -> int:
+    """Flips a bit at each place; how many such files are refused. In the others no weight may be another one.
+
+    Not even a factor of activations or a setting. Entries and their names are torch's, which misses them when it loads.
+    """
+    content = checkpoint()
+    expected, refused = contents(content), 0
+    assert expected is not None and len(expected) == len(cases.SCHEMES)
+    for at in places:
+        if at >= len(content):
+            break
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        found = contents(bytes(damaged))
+        refused += found is None
+        assert all(weight in expected for weight in found or ()), f"a flipped bit of byte {at} was not noticed"
+    return refused
+
+
+def refused_when_cut(sizes: Iterable[int]) -> int:
+    """Cuts the file off at each size; all of them have to be refused."""
+    content, refused = checkpoint(), 0
+    for size in sizes:
+        if size >= len(content):
+            break
+        assert contents(content[:size]) is None, f"{size} of {len(content)} bytes were taken for all"
+        refused += 1
+    return refused
