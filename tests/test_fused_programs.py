@@ -73,15 +73,14 @@ def left_of_the_source(program: ExportedProgram) -> list[str]:
 @pytest.mark.parametrize("form", FORMS)
 @EACH_SOURCE
 def test_each_source_of_torchao(source: str, form: str) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, rows in ((torch.float32, (5,)), (torch.bfloat16, (2, 3))):
         op = SOURCES_HERE[source].op_here(dtype)
-        for rows in ((5,), (2, 3)):
-            model, x = quantized_by(SOURCES_HERE[source].config(), dtype), torch.randn(*rows, K, dtype=dtype)
-            expected = model(x)
-            changed = fused(FORMS[form](model, x))
-            assert layers(changed.graph) == [op, op]
-            assert left_of_the_source(changed) == []
-            assert_near(changed.module()(x), expected)
+        model, x = quantized_by(SOURCES_HERE[source].config(), dtype), torch.randn(*rows, K, dtype=dtype)
+        expected = model(x)
+        changed = fused(FORMS[form](model, x))
+        assert layers(changed.graph) == [op, op]
+        assert left_of_the_source(changed) == []
+        assert_near(changed.module()(x), expected)
 
 
 @pytest.mark.x86

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -76,8 +77,10 @@ def start(version: str, report: beside.Report) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     "version", [pytest.param(name, marks=pytest.mark.beside(partial(start, name), minutes=2)) for name in OTHERS]
 )
-def test_all_tests_with_torchao(version: str, request: pytest.FixtureRequest) -> None:
+def test_all_tests_with_torchao(
+    version: str, outcome_of: Callable[[str], beside.Outcome], request: pytest.FixtureRequest
+) -> None:
     try:
-        beside.check(request.getfixturevalue("outcome"), f"torchao {version}")
+        beside.check(outcome_of(request.node.name), f"torchao {version}")
     except Unavailable as reason:
         beside.unavailable(f"torchao {version} is unavailable: {reason}")
