@@ -81,6 +81,11 @@ def test_each_source_of_torchao(source: str, form: str) -> None:
         assert layers(changed.graph) == [op, op]
         assert left_of_the_source(changed) == []
         assert_near(changed.module()(x), expected)
+        held = {**changed.state_dict, **changed.constants}
+        assert len(packed_weights(held)) == 2
+        # What nothing reads any longer is left out.
+        assert all(type(value) is Tensor or isinstance(value, nn.Parameter) for value in held.values())
+        assert all(value.dtype != torch.int8 for value in held.values())
 
 
 @pytest.mark.x86
@@ -142,18 +147,6 @@ def test_the_sources_stay_as_they_were() -> None:
         assert (str(program.graph), set(program.state_dict), set(program.constants)) == (before, state, constants)
         assert torch.equal(program.module()(x), expected)
         assert layers(program.graph) == []
-
-
-@pytest.mark.x86
-def test_what_nothing_reads_any_longer_is_left_out() -> None:
-    for source in SOURCES_HERE.values():
-        for form in FORMS.values():
-            model, x = quantized_by(source.config()), torch.randn(5, K)
-            changed = fused(form(model, x))
-            held = {**changed.state_dict, **changed.constants}
-            assert len(packed_weights(held)) == 2
-            assert not any(type(value) is not Tensor and not isinstance(value, nn.Parameter) for value in held.values())
-            assert all(value.dtype != torch.int8 for value in held.values())
 
 
 @pytest.mark.x86

@@ -268,7 +268,7 @@ def test_products_of_activations_are_no_layers() -> None:
 
 @pytest.mark.x86
 @torch.no_grad()
-@pytest.mark.parametrize("prepare", [exported_and_fused, compiled])
+@pytest.mark.parametrize("prepare", [exported_and_fused, pytest.param(compiled, marks=pytest.mark.slow)])
 def test_smoothquant_s_pre_scale_stays_in_front_of_the_op(prepare: Callable[..., tuple[Run, FusionReport]]) -> None:
     smoothquant = pytest.importorskip("torchao.prototype.smoothquant")
     floats, outliers = Encoder().eval(), torch.ones(32)
