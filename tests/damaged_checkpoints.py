@@ -1,4 +1,4 @@
-"""A checkpoint with a weight of each scheme, and what becomes of it when bits are flipped or its end is cut off."""
+"""A checkpoint of each scheme and of experts, and what becomes of it when bits are flipped or its end is cut off."""
 
 import io
 from collections.abc import Iterable
@@ -8,8 +8,9 @@ import cases
 import torch
 from torch import Tensor
 
-from ao_arm import ACLPackedTensor, packed_weight_of
+from ao_arm import ACLPackedExperts, ACLPackedTensor
 from ao_arm.affine_quantized import as_weight
+from ao_arm.experts import packed_in
 
 N, K = 8, 96
 
@@ -22,8 +23,14 @@ def weight_of(scheme: str) -> ACLPackedTensor:
     return weight
 
 
+def experts_of(scheme: str, count: int = 3) -> ACLPackedExperts:
+    torch.manual_seed(0)
+    return ACLPackedExperts.stack(count, lambda _: cases.packed(torch.randn(N, K), cases.SCHEMES[scheme]))
+
+
 def checkpoint() -> bytes:
-    return cases.saved({scheme: as_weight(weight_of(scheme)) for scheme in cases.SCHEMES}).getvalue()
+    weights = {scheme: as_weight(weight_of(scheme)) for scheme in cases.SCHEMES}
+    return cases.saved({**weights, "experts": experts_of("grouped", 2)}).getvalue()
 
 
 def contents(content: bytes) -> list[tuple[Any, ...]] | None:
@@ -34,10 +41,13 @@ def contents(content: bytes) -> list[tuple[Any, ...]] | None:
         return None
     found = []
     for weight in weights.values():
-        packed = packed_weight_of(weight)
+        packed = packed_in(weight)
         assert packed is not None
-        tensors = [None if part is None else part.tolist() for part in (*packed.get_plain(), *packed._inner().values())]
-        found.append((packed.get_layout(), packed.weight_dtype, packed.transposed, tensors))
+        plain = packed.plain()
+        activations = () if isinstance(packed, ACLPackedExperts) else packed._inner().values()
+        tensors = (plain.qdata, plain.scale, plain.zero_point, *activations)
+        stored = [None if tensor is None else tensor.tolist() for tensor in tensors]
+        found.append((packed._layout, packed.weight_dtype, packed.transposed, stored))
     return found
 
 
@@ -48,7 +58,7 @@ def refused_when_flipped(places: Iterable[int]) -> int:
     """
     content = checkpoint()
     expected, refused = contents(content), 0
-    assert expected is not None and len(expected) == len(cases.SCHEMES)
+    assert expected is not None and len(expected) == len(cases.SCHEMES) + 1
     for at in places:
         if at >= len(content):
             break

@@ -8,21 +8,15 @@ from typing import Any
 import cases
 import pytest
 import torch
-from damaged_checkpoints import K, N, refused_when_cut, refused_when_flipped, weight_of
+from damaged_checkpoints import K, N, experts_of, refused_when_cut, refused_when_flipped, weight_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ao_arm import _ops, checkpoint, kernels
 from ao_arm.affine_quantized import as_weight
-from ao_arm.experts import ACLPackedExperts
 
 pytestmark = pytest.mark.one_cpu
-
-
-def experts_of(scheme: str) -> ACLPackedExperts:
-    torch.manual_seed(0)
-    return ACLPackedExperts.stack(3, lambda i: cases.packed(torch.randn(N, K), cases.SCHEMES[scheme]))
 
 
 def signed(state: dict[str, Any]) -> dict[str, Any]:
@@ -178,6 +172,30 @@ def test_wrong_safetensors_are_refused_by_name(changes: dict[str, Any], message:
     with pytest.raises(ValueError) as caught:
         support.unflatten_tensor_state_dict(load_file(file), metadata)
     assert message in str(caught.value)
+
+
+def test_damaged_safetensors_are_refused_or_read(tmp_path: Path) -> None:
+    """Cut off anywhere; or with a flipped bit in the header, which has no checksum: another file then, and no crash."""
+    support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
+    tensors, metadata = support.flatten_tensor_state_dict({"0.weight": as_weight(weight_of("grouped"))})
+    file = tmp_path / "model.safetensors"
+    save_file(tensors, file, metadata)
+    content = file.read_bytes()
+
+    def is_refused(damaged: bytes) -> bool:
+        file.write_bytes(damaged)
+        try:
+            with safe_open(file, "pt") as opened:
+                support.unflatten_tensor_state_dict(load_file(file), opened.metadata() or {})
+        except Exception:  # safetensors, json and torchao name what they find in many ways
+            return True
+        return False
+
+    assert not is_refused(content)
+    assert all(is_refused(content[:size]) for size in range(0, len(content), 61))
+    header = 8 + int.from_bytes(content[:8], "little")
+    for at in range(0, header, 11):
+        is_refused(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
 
 
 #: A packed weight takes at most so many bytes for one of its contents: a narrow one, which is padded most.
