@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
@@ -21,8 +21,9 @@ from .module_weights import ModuleWeight, shape_of, weights_of
 from .outcomes import noted_reason
 from .pack_model import Found, find
 from .passes.constants import Constants, constants_of_program
-from .passes.fusion import quantized_layers
-from .passes.served import ServedLayer, served_layers
+
+if TYPE_CHECKING:
+    from .passes.served import ServedLayer
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,10 @@ def _of_stock(name: str, found: Found) -> list[LayerExplanation]:
 
 
 def _of_graph(module: GraphModule, constants: Constants, prefix: str) -> Iterator[LayerExplanation]:
+    # Inductor's patterns, of which these are made, take long to import.
+    from .passes.fusion import quantized_layers
+    from .passes.served import served_layers
+
     for layer in served_layers(module, constants):
         yield _of_op(layer, prefix)
     for left in quantized_layers(module, constants):

@@ -270,7 +270,7 @@ def test_training_does_not_compile_each_step_anew() -> None:
 def test_options_that_are_none_are_refused() -> None:
     model, x = nn.Linear(K, N), torch.randn(5, K)
     with pytest.raises(Exception, match="backend ao_arm takes options and mode, not fullness"):
-        ao_arm.passes.compiler.ao_arm_backend(torch.fx.symbolic_trace(model), [x], fullness=3)
+        ao_arm.passes.backend.ao_arm_backend(torch.fx.symbolic_trace(model), [x], fullness=3)
     with torch.no_grad(), pytest.raises(Exception, match="no_such_option"):
         compiled(model, options={"no_such_option": 1})(x)
 

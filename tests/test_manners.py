@@ -87,6 +87,18 @@ def test_mypy_sees_the_types(tmp_path: Path) -> None:
     assert any('incompatible type "str"; expected "int | None"' in line for line in lines), done.stdout
 
 
+def test_inductor_is_imported_when_it_is_needed() -> None:
+    """What graph passes are made of takes longer to import than all else of ao_arm."""
+    program = "import sys, ao_arm, torch; print('ao_arm' in torch._dynamo.list_backends(), *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=CHECKOUT)
+    known, *imported = done.stdout.split()
+    assert known == "True" and "ao_arm.passes" in imported
+    assert not {"ao_arm.passes.fusion", "ao_arm.passes.compiler"} & {*imported}
+    assert {*ao_arm.passes.__all__} <= {*dir(ao_arm.passes)}
+    with pytest.raises(AttributeError, match=r"module 'ao_arm.passes' has no attribute 'fusing'"):
+        ao_arm.passes.fusing  # noqa: B018
+
+
 # --- the command ---
 
 

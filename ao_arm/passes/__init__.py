@@ -1,8 +1,14 @@
 """Passes over models that ao_arm quantized, and over graphs that other tools quantized."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import backend  # noqa: F401 - registers it
 from .chains import chain_static_layers
-from .compiler import compiled_reports, register_with_inductor
-from .fusion import FusedLayer, FusionReport, fuse, fuse_
+
+if TYPE_CHECKING:
+    from .compiler import compiled_reports, register_with_inductor
+    from .fusion import FusedLayer, FusionReport, fuse, fuse_
 
 __all__ = [
     "FusedLayer",
@@ -13,3 +19,20 @@ __all__ = [
     "fuse_",
     "register_with_inductor",
 ]
+
+#: Imported when they are used first: Inductor, which they need, takes a second.
+_MODULES = {
+    "compiled_reports": "compiler",
+    "register_with_inductor": "compiler",
+    **dict.fromkeys(("FusedLayer", "FusionReport", "fuse", "fuse_"), "fusion"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

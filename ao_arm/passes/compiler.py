@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo import register_backend
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._subclasses import FakeTensor
 from torch.fx import Graph, GraphModule, Node
@@ -85,29 +84,7 @@ def register_with_inductor() -> None:
     config.joint_custom_pre_pass = _in_turn(passes, FuseQuantizedLinear())
 
 
-@register_backend(name="ao_arm")
-def ao_arm_backend(
-    module: GraphModule, example_inputs: Sequence[Any], options: Mapping[str, Any] | None = None, **kwargs: Any
-) -> Callable[..., Any]:
-    """Inductor, with quantized linear layers as one op each: ``torch.compile(model, backend="ao_arm")``.
-
-    Weights are packed once, when the graph is compiled, whether it is frozen or not. If one is replaced, or changed in
-    place, the graph is compiled anew. Where gradients are enabled, parameters that require one are no constants.
-
-    Args:
-        module, example_inputs: what Dynamo captured.
-        options: Inductor's, as for ``torch.compile(model, options=...)``, for instance ``{"max_autotune": True}``.
-        kwargs: ``mode``, as Inductor's.
-    """
-    mode = kwargs.pop("mode", None)
-    if kwargs:
-        raise ValueError(f"backend ao_arm takes options and mode, not {', '.join(kwargs)}")
-    return _CompiledGraph(
-        module, example_inputs, {**(torch._inductor.list_mode_options(mode) if mode else {}), **(options or {})}
-    )
-
-
-class _CompiledGraph:
+class CompiledGraph:
     """A compiled graph, which is compiled anew when a weight that it holds packed was replaced or changed."""
 
     def __init__(self, module: GraphModule, inputs: Sequence[Any], patches: dict[str, Any]) -> None:
@@ -144,6 +121,7 @@ class _CompiledGraph:
         self._watched = [(tensor, _version(tensor)) for tensor in watched if tensor is not None]
 
     def __call__(self, *inputs: Any) -> Any:
+        """The graph's outputs."""
         replaced = any(inputs[place] is not value for place, value in self._bound)
         if replaced or any(_version(tensor) != version for tensor, version in self._watched):
             self._compile(inputs)
