@@ -36,13 +36,14 @@ def checkpoint() -> bytes:
 def contents(content: bytes) -> list[tuple[Any, ...]] | None:
     """All that the weights of a file hold; None if it is refused, by torch or by ao_arm."""
     try:
-        weights: dict[str, Tensor] = torch.load(io.BytesIO(content), weights_only=True)
+        loaded: Any = torch.load(io.BytesIO(content), weights_only=True)
     except Exception:  # torch names what it finds in many ways
         return None
     found = []
-    for weight in weights.values():
-        packed = packed_in(weight)
-        assert packed is not None
+    for weight in loaded.values() if isinstance(loaded, dict) else ():
+        packed = packed_in(weight) if isinstance(weight, Tensor) else None
+        if packed is None:  # no state dict of ours, which a model does not take
+            continue
         plain = packed.plain()
         activations = () if isinstance(packed, ACLPackedExperts) else packed._inner().values()
         tensors = (plain.qdata, plain.scale, plain.zero_point, *activations)
