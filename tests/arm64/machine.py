@@ -156,15 +156,19 @@ class Machine:
     ) -> Iterator[subprocess.Popen[str]]:
         """Start the emulated Python with `args`, both outputs in one stream; it is ended on leaving.
 
-        It runs in the staged copy of the checkout unless `cwd` says otherwise, with that copy as PYTHONPATH.
+        It runs in the staged copy of the checkout unless `cwd` says otherwise, with that copy as PYTHONPATH unless
+        `env` has another.
         """
-        staged = self.build()
         command = [str(self.python(cpu)), *(str(arg) for arg in args)]
-        environment = {**self.environment(cpu), "PYTHONPATH": str(staged), **(env or {})}
+        environment = {**self.environment(cpu), **(env or {})}
+        if cwd is None or "PYTHONPATH" not in environment:
+            staged = self.build()
+            cwd = cwd or staged
+            environment.setdefault("PYTHONPATH", str(staged))
         with subprocess.Popen(
             command,
             env=environment,
-            cwd=cwd or staged,
+            cwd=cwd,
             stdin=None if stdout is None else stdin,
             stdout=stdout,
             stderr=subprocess.STDOUT if stdout is not None else None,

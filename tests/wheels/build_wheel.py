@@ -5,14 +5,11 @@ system that a wheel runs on, and the library in it has passed `library_gate.py`.
 """
 
 import argparse
-import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "arm64"))
@@ -21,30 +18,10 @@ import kept_objects
 from library_gate import violations
 from machine import Machine
 from project import TOOLCHAIN
+from wheel_folder import CHECKOUT, WHEELS, run, say
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-WHEELS = CHECKOUT / "build/wheels"
 LIBRARY = "ao_arm/libao_arm.so"
 LINKED_IN = ("libarm-compute-dev", "libkleidiai-dev")
-
-
-def say(text: str) -> None:
-    """Tells how far it is."""
-    print(f"wheels: {text}", file=sys.stderr, flush=True)
-
-
-def run(*command: str | Path, env: Mapping[str, str] | None = None) -> None:
-    """Runs a tool of this Python's environment."""
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    done = subprocess.run(
-        [str(word) for word in command],
-        env={**os.environ, "PATH": path, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(f"wheels: `{' '.join(map(str, command))}` failed:\n{done.stdout}")
 
 
 def source_distribution(into: Path) -> Path:
