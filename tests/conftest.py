@@ -3,8 +3,9 @@
 Which tests are quick, in which order they run, and what runs beside them.
 """
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import beside
@@ -95,24 +96,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[beside.TERMINAL] = os.fdopen(os.dup(1), "w")
 
 
-#: Of tests that take long or need the emulated machine.
-NOT_QUICK = ("slow", "beside")
 _lanes = pytest.StashKey[beside.Lanes]()
 
 
 def _order(item: pytest.Item) -> tuple[bool, bool, bool]:
     """The emulated machine is prepared meanwhile; what runs beside is waited for at the end."""
-    return item.get_closest_marker("beside") is not None, item.name in LAST, _needs_machine(item)
+    return "outcome_of" in _fixtures(item), item.name in LAST, "machine" in _fixtures(item)
 
 
-def _needs_machine(item: pytest.Item) -> bool:
-    return "machine" in getattr(item, "fixturenames", ())
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    needed = {"machine", "outcome_of"} & {*_fixtures(item)}
+    return not needed and item.get_closest_marker("slow") is None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     for item in items:
-        if not _needs_machine(item) and not any(item.get_closest_marker(name) for name in NOT_QUICK):
+        if _is_quick(item):
             item.add_marker("quick")
     items.sort(key=_order)
     yield
@@ -128,6 +132,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtestloop(session: pytest.Session) -> None:
     if session.config.option.collectonly or session.testsfailed:
         return
+    # What was imported stays: going through it again and again would be a seventh of what exporting graphs takes.
+    gc.collect()
+    gc.freeze()
     marks = {item.name: item.get_closest_marker("beside") for item in session.items}
     runs = {name: mark for name, mark in marks.items() if mark is not None}
     longest_first = sorted(runs, key=lambda name: -runs[name].kwargs["minutes"])
@@ -141,6 +148,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture
-def outcome(request: pytest.FixtureRequest) -> beside.Outcome:
-    """How the run beside this one ended that the test's mark `beside` names."""
-    return request.config.stash[_lanes].outcome(request.node.name)
+def outcome_of(request: pytest.FixtureRequest) -> Callable[[str], beside.Outcome]:
+    """How a run beside this one ended, by the name of the test whose mark `beside` starts it."""
+    return request.config.stash[_lanes].outcome

@@ -63,10 +63,9 @@ def test_each_pair_is_one_op(name: str) -> None:
     (Calibrated, ChannelsByDecomposed, STATIC),
 ])  # fmt: skip
 def test_each_product_is_known(activations: Any, weight: Any, op: str, product: str) -> None:
-    for bias in (False, True):
+    for bias, rows in ((False, (1,)), (True, (2, 3)), (False, (2, 3)), (True, (2, 1, 4))):
         layer = Layer(activations(), weight(N, K), PRODUCTS[product], bias)
-        for rows in ((1,), (2, 3), (2, 1, 4)):
-            assert_fused(layer, [op], torch.randn(*rows, K))
+        assert_fused(layer, [op], torch.randn(*rows, K))
 
 
 @pytest.mark.x86

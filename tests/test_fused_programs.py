@@ -73,15 +73,19 @@ def left_of_the_source(program: ExportedProgram) -> list[str]:
 @pytest.mark.parametrize("form", FORMS)
 @EACH_SOURCE
 def test_each_source_of_torchao(source: str, form: str) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, rows in ((torch.float32, (5,)), (torch.bfloat16, (2, 3))):
         op = SOURCES_HERE[source].op_here(dtype)
-        for rows in ((5,), (2, 3)):
-            model, x = quantized_by(SOURCES_HERE[source].config(), dtype), torch.randn(*rows, K, dtype=dtype)
-            expected = model(x)
-            changed = fused(FORMS[form](model, x))
-            assert layers(changed.graph) == [op, op]
-            assert left_of_the_source(changed) == []
-            assert_near(changed.module()(x), expected)
+        model, x = quantized_by(SOURCES_HERE[source].config(), dtype), torch.randn(*rows, K, dtype=dtype)
+        expected = model(x)
+        changed = fused(FORMS[form](model, x))
+        assert layers(changed.graph) == [op, op]
+        assert left_of_the_source(changed) == []
+        assert_near(changed.module()(x), expected)
+        held = {**changed.state_dict, **changed.constants}
+        assert len(packed_weights(held)) == 2
+        # What nothing reads any longer is left out.
+        assert all(type(value) is Tensor or isinstance(value, nn.Parameter) for value in held.values())
+        assert all(value.dtype != torch.int8 for value in held.values())
 
 
 @pytest.mark.x86
@@ -143,18 +147,6 @@ def test_the_sources_stay_as_they_were() -> None:
         assert (str(program.graph), set(program.state_dict), set(program.constants)) == (before, state, constants)
         assert torch.equal(program.module()(x), expected)
         assert layers(program.graph) == []
-
-
-@pytest.mark.x86
-def test_what_nothing_reads_any_longer_is_left_out() -> None:
-    for source in SOURCES_HERE.values():
-        for form in FORMS.values():
-            model, x = quantized_by(source.config()), torch.randn(5, K)
-            changed = fused(form(model, x))
-            held = {**changed.state_dict, **changed.constants}
-            assert len(packed_weights(held)) == 2
-            assert not any(type(value) is not Tensor and not isinstance(value, nn.Parameter) for value in held.values())
-            assert all(value.dtype != torch.int8 for value in held.values())
 
 
 @pytest.mark.x86

@@ -125,6 +125,7 @@ def test_autocast(first: AOBaseConfig, dtype: torch.dtype) -> None:
     [(torch.bfloat16, FIRST["grouped"]), (torch.float16, FIRST["dynamic"])],
     ids=["bfloat16-grouped", "float16-dynamic"],
 )
+@pytest.mark.slow
 def test_autocast_around_a_compiled_model(dtype: torch.dtype, first: AOBaseConfig) -> None:
     torch._dynamo.reset()
     model, x = quantized_model(first), torch.randn(5, K)

@@ -8,14 +8,20 @@ import os
 import platform
 import re
 import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 import beside
+import exchanged
 import pytest
 from beside import Outcome, Report
-from machine import CPUS, BuildError, Unavailable, built_machine
+from machine import CHECKOUT, CPUS, ENVIRONMENT, BuildError, Unavailable, built_machine
+from test_exchanged import check_kernels
 
 #: What runs on each model, and about how many minutes that takes.
 SUITES = {
@@ -40,22 +46,49 @@ def files(marks: str) -> list[str]:
     ]
 
 
+_exchanging = threading.Lock()
+_exchange: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def exchange() -> Path:
+    """A folder for what kinds of CPU write for each other; what x86 writes is in it."""
+    with _exchanging:
+        if not _exchange:
+            made = tempfile.TemporaryDirectory(prefix="exchange-")
+            folder = Path(made.name) / exchanged.X86
+            folder.mkdir()
+            env = {**ENVIRONMENT, "PYTHONPATH": str(CHECKOUT)}
+            subprocess.run([sys.executable, TESTS / "exchanged.py", folder], env=env, check=True)
+            _exchange.append(made)
+    return Path(_exchange[0].name)
+
+
 def start(cpu: str, report: Report) -> AbstractContextManager[subprocess.Popen[str]]:
     marks = SUITES[cpu][0]
-    return built_machine(report).start(cpu, [*PYTEST, *files(marks), "-m", marks])
+    env = {exchanged.FOLDER_VARIABLE: str(exchange())}
+    return built_machine(report).start(cpu, [*PYTEST, *files(marks), "-m", marks], env=env)
 
 
 @pytest.mark.skipif(platform.machine().lower() in ("aarch64", "arm64"), reason="the tests run on this Arm CPU")
 @pytest.mark.parametrize(
     "cpu", [pytest.param(cpu, marks=pytest.mark.beside(partial(start, cpu), minutes=SUITES[cpu][1])) for cpu in CHOSEN]
 )
-def test_emulated_suite(cpu: str, request: pytest.FixtureRequest) -> None:
+def test_emulated_suite(cpu: str, outcome_of: Callable[[str], Outcome], request: pytest.FixtureRequest) -> None:
     try:
-        beside.check(request.getfixturevalue("outcome"), cpu)
+        beside.check(outcome_of(request.node.name), cpu)
     except Unavailable as reason:
         beside.unavailable(f"the emulated machine is unavailable: {reason}")
     except BuildError as error:
         pytest.fail(str(error), pytrace=False)
+
+
+@pytest.mark.parametrize("cpu", [cpu for cpu in CHOSEN if "every_cpu" not in SUITES[cpu][0]])
+def test_a_checkpoint_written_there_is_read_here(cpu: str, outcome_of: Callable[[str], Outcome]) -> None:
+    try:
+        outcome_of(f"{test_emulated_suite.__name__}[{cpu}]")
+    except (Unavailable, BuildError) as reason:
+        pytest.skip(f"nothing was written: {reason}")  # which the test of that name judges
+    check_kernels(exchanged.read_checkpoint(exchange() / cpu), "")
 
 
 def test_files_are_left_out_by_their_marks() -> None:
