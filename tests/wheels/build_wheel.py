@@ -6,6 +6,7 @@ system that a wheel runs on, and the library in it has passed `library_gate.py`.
 
 import argparse
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from project import TOOLCHAIN
 from wheel_folder import CHECKOUT, WHEELS, run, say
 
 LIBRARY = "ao_arm/libao_arm.so"
+#: torch's wheels need this one of glibc 2.
+NEWEST_GLIBC = 28
 LINKED_IN = ("libarm-compute-dev", "libkleidiai-dev")
 
 
@@ -80,6 +83,9 @@ def main() -> int:
             library = Path(archive.extract(LIBRARY, folder))
             foreign = [name for name in archive.namelist() if ".so" in name and name != LIBRARY]
         found = violations(library, tree / "libao_arm.map", tree) + [f"it brings {name}" for name in foreign]
+        glibc = re.search(r"manylinux_2_(\d+)_", wheel.name)
+        if not glibc or int(glibc[1]) > NEWEST_GLIBC:
+            found.append(f"it needs a newer system than torch's wheels, which run with glibc 2.{NEWEST_GLIBC}")
         say(f"{wheel.relative_to(CHECKOUT)}: {wheel.stat().st_size:,} bytes, its library {library.stat().st_size:,}")
     for violation in found:
         say(violation)
