@@ -57,11 +57,10 @@ bool copies_of_an_exception_are_counted() {
 
 bool too_large_an_array_is_refused(size_t elements) {
     try {
-        std::allocator<double>().allocate(elements);
+        return std::allocator<double>().allocate(elements) == nullptr;
     } catch (const std::bad_array_new_length&) {
         return true;
     }
-    return false;
 }
 
 bool a_thread_waits_for_another() {
