@@ -1,5 +1,6 @@
-"""`.ci/run` finds in README.md and CONTRIBUTING.md each command that it runs."""
+"""`.ci/run` finds in README.md and CONTRIBUTING.md each command that it runs; workflows run what pages say."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SCRIPT = CHECKOUT / ".ci/run"
+WORKFLOW = CHECKOUT / ".github/workflows/checks.yml"
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 #: What a copy of the script must not run here.
 COMMANDS = ('eval "$found"', ".venv/bin/pre-commit run --all-files")
@@ -32,11 +34,14 @@ def test_each_command_is_found(tmp_path: Path) -> None:
         shutil.copy2(CHECKOUT / name, tmp_path)
     done = run(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    demo, hooks, soak, tests = done.stdout.splitlines()
+    demo, hooks, soak, tests, *wheels = done.stdout.splitlines()
     assert demo.startswith("+ python3 -m venv .venv && ") and demo.endswith(" -m ao_arm demo")
     assert hooks.startswith("+ .venv/bin/pip install ") and hooks.endswith("/pre-commit install")
     assert soak == "+ .venv/bin/python tests/soak.py --seconds 10 --calls 20000 --bytes-apart 7"
     assert tests.startswith("+ .venv/bin/pip install ") and tests.endswith(" && .venv/bin/python -m pytest")
+    for line, options in zip(wheels, ("", " --arm64"), strict=True):
+        build, tried = (f".venv/bin/python tests/wheels/{name}_wheel.py{options}" for name in ("build", "try"))
+        assert line == f"+ {build} && {tried}"
 
 
 def test_a_command_that_is_missing_fails_and_is_named(tmp_path: Path) -> None:
@@ -46,3 +51,13 @@ def test_a_command_that_is_missing_fails_and_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "neither README.md nor CONTRIBUTING.md has a command that ends in 'pre-commit install'" in done.stderr
     assert "pytest" not in done.stdout
+
+
+def test_workflows_run_what_pages_tell_people_to_run() -> None:
+    pages = "".join((CHECKOUT / name).read_text() for name in (*DOCUMENTS, "docs/installation.md"))
+    steps = re.findall(r"^      - run: (.*)$", WORKFLOW.read_text(), re.MULTILINE)
+    assert len(steps) > 10
+    commands = {
+        step.partition(" | tee ")[0] for step in steps if not step.startswith("apt-get update && apt-get install ")
+    }
+    assert [command for command in commands if command not in pages] == []

@@ -95,20 +95,23 @@ class Machine:
         The first call builds; later ones return the same folder, whatever was edited since.
         """
         if self._built is None:
-            sdk = self.root / "sdk"
-            self._built, self._tree = self._build({"ACL_ROOT_DIR": sdk, "KLEIDIAI_ROOT_DIR": sdk})
+            self._built, self._tree = self._build(self.definitions())
         return self._built
 
     def build_alone(self) -> Path:
         """The same without Arm Compute Library and KleidiAI: a folder to use as PYTHONPATH."""
-        return self._build({})[0]
+        return self._build(self.definitions(libraries=False))[0]
 
-    def _build(self, libraries: dict[str, Path]) -> tuple[Path, Path]:
-        definitions = {
+    def definitions(self, libraries: bool = True) -> dict[str, Path]:
+        """What CMake is told besides the name of the toolchain's file."""
+        sdk = self.root / "sdk"
+        return {
             "AO_ARM_CROSS_TOOLS": self.tools(),
             "AO_ARM_TORCH_DIR": self.root / SITE_PACKAGES / "torch",
-            **libraries,
+            **({"ACL_ROOT_DIR": sdk, "KLEIDIAI_ROOT_DIR": sdk} if libraries else {}),
         }
+
+    def _build(self, definitions: Mapping[str, Path]) -> tuple[Path, Path]:
         library, tree = build_library(self._checkout, definitions=definitions, env=_clean(), report=self._report)
         return stage(self._checkout, library, self._report), tree
 
@@ -153,15 +156,19 @@ class Machine:
     ) -> Iterator[subprocess.Popen[str]]:
         """Start the emulated Python with `args`, both outputs in one stream; it is ended on leaving.
 
-        It runs in the staged copy of the checkout unless `cwd` says otherwise, with that copy as PYTHONPATH.
+        It runs in the staged copy of the checkout unless `cwd` says otherwise, with that copy as PYTHONPATH unless
+        `env` has another.
         """
-        staged = self.build()
         command = [str(self.python(cpu)), *(str(arg) for arg in args)]
-        environment = {**self.environment(cpu), "PYTHONPATH": str(staged), **(env or {})}
+        environment = {**self.environment(cpu), **(env or {})}
+        if cwd is None or "PYTHONPATH" not in environment:
+            staged = self.build()
+            cwd = cwd or staged
+            environment.setdefault("PYTHONPATH", str(staged))
         with subprocess.Popen(
             command,
             env=environment,
-            cwd=cwd or staged,
+            cwd=cwd,
             stdin=None if stdout is None else stdin,
             stdout=stdout,
             stderr=subprocess.STDOUT if stdout is not None else None,

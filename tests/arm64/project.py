@@ -17,6 +17,7 @@ from commands import Unavailable
 
 LIBRARY = "libao_arm.so"
 PACKAGE = "ao_arm"
+TOOLCHAIN = Path(__file__).with_name("toolchain.cmake")
 
 # The rest of the checkout (build folders, environments, data) may be large and is not needed.
 STAGED_FOLDERS = (PACKAGE, "csrc", "docs", "tests", "tutorials")
@@ -52,7 +53,7 @@ def build_library(
     installed = folder / "installed"
     configure = [cmake, "-S", str(checkout / "csrc"), "-B", str(folder / "tree"), "-G", "Ninja"]
     configure += ["-DCMAKE_BUILD_TYPE=Release", "-DAO_ARM_BUILD_TESTS=ON", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    configure += [f"-DCMAKE_TOOLCHAIN_FILE={Path(__file__).with_name('toolchain.cmake')}"]
+    configure += [f"-DCMAKE_TOOLCHAIN_FILE={TOOLCHAIN}"]
     configure += [f"-DCMAKE_CXX_COMPILER_LAUNCHER={kept_objects.launcher()}"]
     configure += [f"-D{name}={path}" for name, path in definitions.items()]
     with locked(name, report):
