@@ -1,5 +1,6 @@
 """Clang with its sanitizers and libFuzzer, which this machine's own compiler does not have."""
 
+import os
 from pathlib import Path
 
 from cache import Report, piece
@@ -29,3 +30,14 @@ def clang(report: Report) -> Path:
 
     asked = {"suite": suite, "packages": PACKAGES, "recipe": RECIPE}
     return piece("clang", asked, fill, report, megabytes=900)
+
+
+def clang_settings(report: Report) -> dict[str, Path]:
+    """What CMake is told to compile with it, in `clang_environment`."""
+    return {"CMAKE_CXX_COMPILER": clang(report) / f"usr/lib/llvm-{CLANG}/bin/clang++"}
+
+
+def clang_environment(report: Report) -> dict[str, str]:
+    """Where the compiler finds its own libraries."""
+    usr = clang(report) / "usr/lib"
+    return {"LD_LIBRARY_PATH": os.pathsep.join((str(usr / "x86_64-linux-gnu"), str(usr / f"llvm-{CLANG}/lib")))}

@@ -18,7 +18,7 @@ from pathlib import Path
 from cache import Report, cache_folder, key
 from commands import Unavailable
 from pieces import SITE_PACKAGES, compiler, emulator, root_file_system
-from project import BuildError, build_library, stage
+from project import BuildError, build, build_library, stage
 from scripts import write_python, write_script, write_tools
 from wheels import PYTHON
 
@@ -95,36 +95,68 @@ class Machine:
         The first call builds; later ones return the same folder, whatever was edited since.
         """
         if self._built is None:
-            sdk = self.root / "sdk"
-            self._built, self._tree = self._build({"ACL_ROOT_DIR": sdk, "KLEIDIAI_ROOT_DIR": sdk})
+            self._built, self._tree = self._build(with_libraries=True)
         return self._built
 
     def build_alone(self) -> Path:
         """The same without Arm Compute Library and KleidiAI: a folder to use as PYTHONPATH."""
-        return self._build({})[0]
+        return self._build(with_libraries=False)[0]
 
-    def _build(self, libraries: dict[str, Path]) -> tuple[Path, Path]:
+    def _definitions(self, *, with_libraries: bool) -> dict[str, Path]:
         definitions = {
             "AO_ARM_CROSS_TOOLS": self.tools(),
             "AO_ARM_TORCH_DIR": self.root / SITE_PACKAGES / "torch",
-            **libraries,
         }
-        library, tree = build_library(self._checkout, definitions=definitions, env=_clean(), report=self._report)
+        sdk = self.root / "sdk"
+        return {**definitions, "ACL_ROOT_DIR": sdk, "KLEIDIAI_ROOT_DIR": sdk} if with_libraries else definitions
+
+    def _build(self, *, with_libraries: bool) -> tuple[Path, Path]:
+        definitions = self._definitions(with_libraries=with_libraries)
+        library, tree = build_library(
+            self._checkout, definitions=definitions, env=clean_environment(), report=self._report
+        )
         return stage(self._checkout, library, self._report), tree
 
     def run_kernel_test(self, model: str) -> subprocess.CompletedProcess[str]:
         """Run the kernels' own test program, which needs no torch, on any of QEMU's CPU models."""
         self.build()
+        return self.run_program(model, self._tree / "kernel_test")
+
+    def build_programs(self, targets: Sequence[str], flags: str = "") -> Path:
+        """Build programs of `csrc/` that need no torch, with more compiler flags; returns the folder that has them."""
+        return build(
+            self._checkout,
+            settings={
+                "CMAKE_TOOLCHAIN_FILE": Path(__file__).with_name("toolchain.cmake"),
+                **self._definitions(with_libraries=True),
+                "CMAKE_CXX_FLAGS": flags,
+            },
+            targets=targets,
+            env=clean_environment(),
+            report=self._report,
+            what=f"arm64: building {', '.join(targets)}",
+        )
+
+    def run_program(
+        self, model: str, program: Path, args: Sequence[str | Path] = (), env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program that was built here on any of QEMU's CPU models; both outputs are in `stdout`."""
         cpu = QEMU_MODELS.get(model, model)
-        command: list[str | Path] = [self.emulator, "-cpu", cpu, "-L", self.root, self._tree / "kernel_test"]
-        return subprocess.run(command, env=_clean(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        command: list[str | Path] = [self.emulator, "-cpu", cpu, "-L", self.root, program, *args]
+        return subprocess.run(
+            command,
+            env={**clean_environment(), **(env or {})},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def environment(self, cpu: str) -> dict[str, str]:
         """The environment of an emulated process."""
         tools = self.tools(cpu)
         compiled = key({"compiler": self.compiler.name, "root": self.root.name, "native": NATIVE})
         return {
-            **_clean(),
+            **clean_environment(),
             CPU_VARIABLE: cpu,
             "PATH": os.pathsep.join((str(tools), os.environ.get("PATH", os.defpath))),
             "CC": str(tools / "gcc"),
@@ -201,7 +233,7 @@ def built_machine(report: Report) -> Machine:
     return _built[0]
 
 
-def _clean() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """This process's environment, as it was before any test changed it, without what is about x86 programs."""
     return {
         name: value

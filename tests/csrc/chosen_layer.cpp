@@ -15,7 +15,7 @@
 namespace ao_arm {
 namespace {
 
-constexpr int64_t kMostProducts = int64_t{1} << 19;  // more would take long where it is emulated
+constexpr int64_t kMostProducts = int64_t{1} << 17;  // more would take long where it is emulated
 // Within the stated bound of 4-bit sums if each of them is rounded as far as may be.
 constexpr int64_t kMostGroups = 12;
 

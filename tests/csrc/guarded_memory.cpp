@@ -5,7 +5,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <mutex>
 
 #include "core/problem.h"
@@ -27,7 +26,7 @@ uint8_t* take_pages(int64_t count) {
     if (count <= kMostKept) {
         const std::lock_guard<std::mutex> lock(keeping);
         if (uint8_t* first = kept[count]) {
-            std::memcpy(&kept[count], first, sizeof first);
+            kept[count] = *reinterpret_cast<uint8_t**>(first);
             return first;
         }
     }
@@ -46,7 +45,7 @@ void give_pages_back(uint8_t* first, int64_t count) {
         return;
     }
     const std::lock_guard<std::mutex> lock(keeping);
-    std::memcpy(first, &kept[count], sizeof first);
+    *reinterpret_cast<uint8_t**>(first) = kept[count];
     kept[count] = first;
 }
 
