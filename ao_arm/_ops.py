@@ -70,13 +70,18 @@ def _check_devices(input: Tensor, others: dict[str, Tensor | None], called: str 
             raise ValueError(f"{called} is on {input.device} but {name} is on {tensor.device}; move them together")
 
 
+def _check_matrix(name: str, tensor: Tensor) -> None:
+    if tensor.dim() != 2:
+        raise ValueError(f"{name} must be a matrix, not of shape {tuple(tensor.shape)}")
+
+
 @_op
 def linear_int8_dynamic(
     input: Tensor, packed_weight: Tensor, weight_scale: Tensor, bias: Tensor | None, symmetric: bool, per_token: bool
 ) -> Tensor:
     check_float("input", input.dtype)
     _check_devices(input, {"packed_weight": packed_weight, "weight_scale": weight_scale, "bias": bias})
-    return input.new_empty((*input.shape[:-1], weight_scale.shape[0]))
+    return input.new_empty((*input.shape[:-1], weight_scale.numel()))
 
 
 @_op
@@ -100,7 +105,7 @@ def linear_int8_quantized(
         "bias": bias,
     }
     _check_devices(qdata, others, "qdata")
-    return qdata.new_empty((*qdata.shape[:-1], weight_scale.shape[0]), dtype=output_dtype)
+    return qdata.new_empty((*qdata.shape[:-1], weight_scale.numel()), dtype=output_dtype)
 
 
 @_op
@@ -136,17 +141,19 @@ def linear_int8_static(
         output_dtype = output_zero_point.dtype
     elif output_dtype is None:
         output_dtype = input.dtype if input.dtype.is_floating_point else torch.float32
-    return input.new_empty((*input.shape[:-1], weight_scale.shape[0]), dtype=output_dtype)
+    return input.new_empty((*input.shape[:-1], weight_scale.numel()), dtype=output_dtype)
 
 
 @_op
 def matmul_int8(qdata: Tensor, packed_weight: Tensor) -> Tensor:
+    _check_matrix("qdata", qdata)
     columns = torch.library.get_ctx().new_dynamic_size()
     return qdata.new_empty((qdata.shape[0], columns), dtype=torch.int32)
 
 
 @_op
 def quantize_activations(input: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    _check_matrix("input", input)
     tokens = (input.shape[0], 1)
     return (
         input.new_empty(input.shape, dtype=torch.int8),
@@ -157,6 +164,7 @@ def quantize_activations(input: Tensor, symmetric: bool) -> tuple[Tensor, Tensor
 
 @_op
 def pack_int8(qdata: Tensor, kernel: str) -> Tensor:
+    _check_matrix("qdata", qdata)
     n, k = qdata.shape
     # Of a named kernel, whether or not the values reach -128.
     return qdata.new_empty((call(packed_bytes, int(n), int(k), kernel, False),), dtype=torch.uint8)
@@ -164,7 +172,7 @@ def pack_int8(qdata: Tensor, kernel: str) -> Tensor:
 
 @_op
 def unpack_int8(packed_weight: Tensor, n: int, k: int, rows: Tensor | None = None) -> Tensor:
-    return packed_weight.new_empty((n if rows is None else rows.shape[0], k), dtype=torch.int8)
+    return packed_weight.new_empty((n if rows is None else rows.numel(), k), dtype=torch.int8)
 
 
 @_op
@@ -188,6 +196,10 @@ def linear_qta8a_qga4w(
 
 @_op
 def pack_int4(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, kernel: str) -> Tensor:
+    _check_matrix("qdata", qdata)
+    _check_matrix("scale", scale)
+    if scale.shape[1] < 1:
+        raise ValueError(f"scale must have a column for each group, not the shape {tuple(scale.shape)}")
     n, k = (int(size) for size in qdata.shape)
     floats, zero_points = scale.dtype == torch.float32, zero_point is not None
     size = call(packed_bytes_int4, n, k, k // int(scale.shape[1]), floats, zero_points, kernel)
@@ -204,7 +216,9 @@ def unpack_int4(
     zero_points: bool,
     rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    count = n if rows is None else rows.shape[0]
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, not {group_size}")
+    count = n if rows is None else rows.numel()
     groups = (count, k // group_size)
     return (
         packed_weight.new_empty((count, k), dtype=torch.int8),

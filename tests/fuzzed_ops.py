@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -33,11 +33,15 @@ FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e308, float("inf"), float("-inf"), float
 STRINGS = ("", "portable/baseline", "portable/int4_baseline", "acl/s8s32+epilogue", "nonsense", "\0", "é" * 300)
 N, K, M, GROUP = 21, 96, 5, 32
 
+#: An op, and its arguments by name.
+Call = tuple[str, dict[str, Any]]
+
 #: What torch says before an op of ours is asked, or of memory that there is not.
 OF_TORCH = re.compile(
     r"expected (value|a value)|Expected a value|allocate memory|not enough memory|Could not run"
     r"|Cannot access data pointer|[Ss]torage size calculation|multiplication overflow|Sparse|meta tensor"
-    r"|is not implemented|not supported|Overflow when unpacking|doesn't have storage|invalid size"
+    r"|is not implemented|not supported|Overflow when unpacking|doesn't have storage|invalid size",
+    re.IGNORECASE,
 )
 N, K, M, GROUP = 21, 96, 5, 32
 
@@ -175,7 +179,7 @@ def changed(draw: st.DrawFn, kind: str, value: Any) -> Any:
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+def calls(draw: st.DrawFn) -> Call:
     """An op, and arguments some of which are wrong."""
     op = draw(st.sampled_from(sorted(OPS)))
     torch.manual_seed(draw(st.integers(0, 3)))
@@ -231,10 +235,11 @@ def main() -> int:
             deadline=None,
             database=None,
             phases=(Phase.generate,),
+            verbosity=Verbosity.quiet,
             suppress_health_check=[*HealthCheck],
         )
         @given(calls())
-        def attempt(call: tuple[str, dict[str, Any]]) -> None:
+        def attempt(call: Call) -> None:
             last.seek(0)
             last.truncate()
             last.write(described(*call))
@@ -245,7 +250,11 @@ def main() -> int:
 
         rounds = 0
         while time.monotonic() < end:
-            seed(rounds)(attempt)()
+            try:
+                seed(rounds)(attempt)()
+            except Exception as error:
+                print(f"{Path(last.name).read_text()}\n{type(error).__name__}: {error}", flush=True)
+                return 1
             rounds += 1
     Path(last.name).unlink()
     made = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))

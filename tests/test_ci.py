@@ -32,10 +32,11 @@ def test_each_command_is_found(tmp_path: Path) -> None:
         shutil.copy2(CHECKOUT / name, tmp_path)
     done = run(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    demo, hooks, tests = done.stdout.splitlines()
+    demo, hooks, tests, sanitized, fuzzed = done.stdout.splitlines()
     assert demo.startswith("+ python3 -m venv .venv && ") and demo.endswith(" -m ao_arm demo")
     assert hooks.startswith("+ .venv/bin/pip install ") and hooks.endswith("/pre-commit install")
     assert tests.startswith("+ .venv/bin/pip install ") and tests.endswith(" && .venv/bin/python -m pytest")
+    assert [sanitized, fuzzed] == [f"+ .venv/bin/python tests/{name}.py" for name in ("sanitized", "fuzzed")]
 
 
 def test_a_command_that_is_missing_fails_and_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,29 @@
 #include <stdexcept>
 
 namespace ao_arm {
+namespace {
+
+// Of the types that the ops take; others are refused by name.
+size_t element_bytes(ScalarType type) {
+    switch (type) {
+        case ScalarType::Float:
+        case ScalarType::Int:
+            return 4;
+        case ScalarType::BFloat16:
+        case ScalarType::Half:
+            return 2;
+        case ScalarType::Long:
+            return 8;
+        default:
+            return 1;
+    }
+}
+
+bool begins_at_multiple(const Tensor& tensor, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % bytes == 0;
+}
+
+}  // namespace
 
 void fail(const std::string& message) { throw std::runtime_error("ao_arm: " + message); }
 
@@ -63,10 +86,18 @@ void check_cpu(const Tensor& tensor, const char* name) {
     if (!tensor.is_cpu()) fail(std::string(name) + " must be on the CPU; move it with .cpu()");
 }
 
+bool is_aligned(const Tensor& tensor) { return begins_at_multiple(tensor, element_bytes(tensor.scalar_type())); }
+
+void check_arrangement(const Tensor& tensor, const char* name) {
+    if (!tensor.is_contiguous()) fail(std::string(name) + " must be contiguous");
+    if (!is_aligned(tensor))
+        fail(std::string(name) + " must begin in memory at a multiple of its elements' size; clone() does");
+}
+
 void check_type(const Tensor& tensor, ScalarType type, const char* name, const char* wanted) {
     check_cpu(tensor, name);
     if (tensor.scalar_type() != type) fail(std::string(name) + " must be " + wanted + ", not " + type_name(tensor));
-    if (!tensor.is_contiguous()) fail(std::string(name) + " must be contiguous");
+    check_arrangement(tensor, name);
 }
 
 DType checked_float(const Tensor& tensor, const char* name) {
@@ -110,6 +141,9 @@ Bounds checked_bounds(std::optional<double> output_min, std::optional<double> ou
 
 PackedWeight opened(const Tensor& packed_weight, Scheme scheme) {
     check_type(packed_weight, ScalarType::Byte, "packed_weight", "torch.uint8");
+    // Its sums are numbers of four bytes.
+    if (!begins_at_multiple(packed_weight, 4))
+        fail("packed_weight must begin in memory at a multiple of 4; clone() does");
     PackedWeight weight{};
     const std::string error = open_packed_weight(scheme, static_cast<const uint8_t*>(packed_weight.const_data_ptr()),
                                                  packed_weight.numel(), &weight);
