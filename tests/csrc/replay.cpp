@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
     for (int i = 1; i < argc; ++i)
         for (const auto& entry : std::filesystem::directory_iterator(argv[i])) paths.push_back(entry.path());
     std::sort(paths.begin(), paths.end());
+    std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // whole lines, as both streams may be one
     for (const std::filesystem::path& path : paths) {
         std::ifstream file(path, std::ios::binary);
         const std::vector<char> bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
