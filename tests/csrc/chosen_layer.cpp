@@ -161,7 +161,8 @@ void Chosen::choose_weight(Choices* choices, Random* random) {
     }
     const int64_t groups = problem.n * problem.groups();
     qdata = integers(random, look, problem.n * problem.k, -8, 7);
-    group_scale = floats(random, look_of(choices, Look::kWide), problem.scale_type, groups, choices->yes());
+    const Look of_scales = look_of(choices, Look::kWide);
+    group_scale = floats(random, of_scales, problem.scale_type, groups, choices->yes());
     if (problem.zero_points) group_zero = integers(random, look_of(choices, Look::kConstant), groups, -8, 7);
 }
 
@@ -177,10 +178,12 @@ void Chosen::choose_activations(Choices* choices, Random* random) {
     // int8 layers with given scales are of integers, static ones of any type.
     const bool of_integers = (given && (!is_int4() || choices->yes())) || (is_static && choices->yes());
     const DType bytes = of_integers && is_static && choices->yes() ? DType::kUInt8 : DType::kInt8;
-    input = of_integers ? integers(random, look_of(choices, Look::kConstant), count, -128, 127, bytes)
-                        : floats(random, look_of(choices, Look::kSpecial), float_type(choices), count, false);
+    const Look look = look_of(choices, of_integers ? Look::kConstant : Look::kSpecial);
+    input = of_integers ? integers(random, look, count, -128, 127, bytes)
+                        : floats(random, look, float_type(choices), count, false);
     if (given) {
-        token_scale = floats(random, look_of(choices, Look::kSpecial), DType::kFloat32, m, choices->yes());
+        const Look of_scales = look_of(choices, Look::kSpecial);
+        token_scale = floats(random, of_scales, DType::kFloat32, m, choices->yes());
         if (choices->yes()) token_zero.resize(m);
         for (int32_t& zero : token_zero) zero = static_cast<int32_t>(random->between(-128, 127));
     }
@@ -206,11 +209,14 @@ void Chosen::choose_output(Choices* choices, Random* random) {
     layer.output_scale = std::ldexp(random->positive(), static_cast<int>(choices->between(0, 40)) - 30);
     layer.output_zero_point = static_cast<int32_t>(layer.output_dtype == DType::kUInt8 ? choices->between(0, 255)
                                                                                        : choices->between(-128, 127));
-    if (!is_int4())
-        weight_scale = floats(random, look_of(choices, Look::kSpecial), DType::kFloat32, problem.n, choices->yes());
-    if (choices->yes())
-        bias = floats(random, look_of(choices, is_int4() ? Look::kWide : Look::kSpecial), float_type(choices),
-                      problem.n, false);
+    if (!is_int4()) {
+        const Look look = look_of(choices, Look::kSpecial);
+        weight_scale = floats(random, look, DType::kFloat32, problem.n, choices->yes());
+    }
+    if (choices->yes()) {
+        const Look look = look_of(choices, is_int4() ? Look::kWide : Look::kSpecial);
+        bias = floats(random, look, float_type(choices), problem.n, false);
+    }
 }
 
 // --- what comes of it ---

@@ -7,7 +7,8 @@
 
 namespace ao_arm {
 
-// Numbers made of given bytes, one after another; once these are used up, the least that is possible.
+// Numbers made of given bytes, one after another; once these are used up, the least that is possible. No expression may
+// take two of them where their order is the compiler's choice.
 class Choices {
    public:
     Choices(const uint8_t* bytes, size_t size) : bytes_(bytes), left_(size) {}
