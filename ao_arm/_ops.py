@@ -157,12 +157,14 @@ def linear_int8_static(
 
 @_op
 def matmul_int8(qdata: Tensor, packed_weight: Tensor) -> Tensor:
+    _check_matrix("qdata", qdata)
     columns = torch.library.get_ctx().new_dynamic_size()
     return qdata.new_empty((qdata.shape[0], columns), dtype=torch.int32)
 
 
 @_op
 def quantize_activations(input: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    _check_matrix("input", input)
     tokens = (input.shape[0], 1)
     return (
         input.new_empty(input.shape, dtype=torch.int8),

@@ -259,12 +259,13 @@ def magnitude_qta8a_qga4w(
     act_scale: Tensor | None = None,
     act_zero_point: Tensor | None = None,
 ) -> Tensor:
-    """(m, 1) float64: for each token the largest sum of ``|activation| * |weight|`` over the output channels."""
+    """(m, 1) float64: for each token the largest sum of ``(|q| + |zero_point|) * |weight|`` over the output channels,
+    times the token's scale: kernels add up the two parts of an activation ``q - zero_point`` apart from each other."""
     rows = input.reshape(-1, input.shape[-1])
     q, token_scale, token_zero = _quantized_tokens(rows, act_scale, act_zero_point)
     weight = _by_group(qdata.double(), scale) - (0 if zero_point is None else zero_point.double()[..., None])
     weight = (weight * scale.double()[..., None]).abs().flatten(1)
-    activations = ((q.to(torch.int32) - token_zero) * token_scale.double()).abs()
+    activations = (q.double().abs() + token_zero.double().abs()) * token_scale.double().abs()
     largest: Tensor = (activations @ weight.t()).amax(dim=1, keepdim=True)
     return largest
 

@@ -34,14 +34,15 @@ def test_each_command_is_found(tmp_path: Path) -> None:
         shutil.copy2(CHECKOUT / name, tmp_path)
     done = run(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    demo, hooks, soak, tests, *wheels = done.stdout.splitlines()
+    demo, hooks, soak, tests, wheel, arm64_wheel, sanitized, fuzzed = done.stdout.splitlines()
     assert demo.startswith("+ python3 -m venv .venv && ") and demo.endswith(" -m ao_arm demo")
     assert hooks.startswith("+ .venv/bin/pip install ") and hooks.endswith("/pre-commit install")
     assert soak == "+ .venv/bin/python tests/soak.py --seconds 10 --calls 20000 --bytes-apart 7"
     assert tests.startswith("+ .venv/bin/pip install ") and tests.endswith(" && .venv/bin/python -m pytest")
-    for line, options in zip(wheels, ("", " --arm64"), strict=True):
+    for line, options in ((wheel, ""), (arm64_wheel, " --arm64")):
         build, tried = (f".venv/bin/python tests/wheels/{name}_wheel.py{options}" for name in ("build", "try"))
         assert line == f"+ {build} && {tried}"
+    assert [sanitized, fuzzed] == [f"+ .venv/bin/python tests/{name}.py" for name in ("sanitized", "fuzzed")]
 
 
 def test_a_command_that_is_missing_fails_and_is_named(tmp_path: Path) -> None:

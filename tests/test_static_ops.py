@@ -284,3 +284,13 @@ def op_calls() -> dict[str, tuple[tuple[object, ...], dict[str, object]]]:
 def test_opcheck(call: str) -> None:
     arguments, keywords = op_calls()[call]
     torch.library.opcheck(_ops.linear_int8_static, arguments, keywords)
+
+
+@pytest.mark.parametrize(("scale", "value"), [(math.nan, 1), (math.inf, 0), (3e38, 0)])
+def test_channels_whose_scale_is_no_number_stay_within_the_bounds(scale: float, value: int) -> None:
+    """In columns that fill vectors and in those that are left over."""
+    packed = _ops.pack_int8(torch.full((21, 32), value, dtype=torch.int8), "")
+    quantization = a_scale(0.04), a_zero_point(5, torch.int8), a_scale(0.02), a_zero_point(-111, torch.int8)
+    scales = torch.full((21,), scale)
+    output = _ops.linear_int8_static(torch.ones(3, 32), packed, scales, None, *quantization, None, 1.5, 2.0)
+    assert torch.equal(output, torch.full((3, 21), -36, dtype=torch.int8))

@@ -12,7 +12,7 @@
 
 namespace ao_arm {
 
-// The most rows that one call gets. `lhs` and `sums` have room for as many, so that a kernel may compute surplus ones.
+// The most rows that one call gets.
 constexpr int64_t kMostRows = 64;
 
 // The most rows that a kernel arranges together.
@@ -43,6 +43,8 @@ struct LhsPart {
 //     int8    sums[i][j] = sum over l of lhs[i][l] * qdata[j][l], exact in int32
 //     4 bits  sums[i][j] = 1 / unit * sum over groups of scale[j][g] * (sum over l in g of lhs[i][l] * (qdata[j][l] -
 //             zero_point[j][g])), the inner sum exact in int32, the outer one in float, in the order of the groups
+// Of `lhs` the kernel may read whole blocks, and as many rows as Kernel::rows_read says. Of `sums` it may write whole
+// column blocks of round_up(m, row_step) rows. What else is there is not its own.
 struct Multiplication {
     const Problem* problem;
     const int8_t* lhs;           // blocks of row_step rows, lhs_bytes apart, the last one with m % row_step rows
@@ -51,7 +53,7 @@ struct Multiplication {
     const uint8_t* weight;       // the first column block
     const int32_t* column_sums;  // of int8 weights: sum over l of qdata[j][l]
     int64_t columns;             // from the first block's first one on; the last block may be cut by n
-    void* sums;                  // int32 or float; room for kMostRows rows and for whole column blocks
+    void* sums;                  // int32 or float
     int64_t sums_stride;         // in elements
     uint8_t* scratch;            // scratch_bytes
 };
@@ -91,6 +93,7 @@ struct Kernel {
     bool (*multiply)(const Multiplication& call);
     int64_t most_rows;  // that calls have: kMostRows or, if its loops go along the columns first, fewer
     bool serves_unsigned_lhs;
+    bool reads_most_rows;  // of another library's: it may multiply surplus rows
     // Of another library's kernels: its name, and where the verdict of a trial is kept: 0 for none yet, 1, or -1 if it
     // failed. Null: it is our own.
     const char* library;
@@ -100,6 +103,9 @@ struct Kernel {
     // Optional: what 4-bit sums are to be multiplied by, a power of two: kernels that shift nibbles into the upper half
     // of a byte multiply by 16 on the way. Null: 1.
     float (*unit)(const Problem& problem);
+
+    // Of `lhs`, by a call of m rows.
+    int64_t rows_read(int64_t m) const { return reads_most_rows ? kMostRows : round_up(m, row_step); }
 };
 
 // An entry that has its name and its reasons only. One for a kernel that is not in this build stays like that, to say

@@ -48,9 +48,10 @@ struct LinearCall::Scratch {
         ranges = parts.take<RowRange>(ranged ? layer.m : 0);
         tokens.scale = parts.take<float>(call.stretch_rows_);
         tokens.zero_point = parts.take<int32_t>(call.stretch_rows_);
-        // Kernels may read kMostRows rows from any block on.
-        const int64_t row_step = layer.weight.kernel->row_step;
-        lhs = parts.take<int8_t>(divide_up(call.stretch_rows_ + kMostRows, row_step) * layer.weight.lhs_bytes);
+        // A call may begin with the last block.
+        const Kernel& kernel = *layer.weight.kernel;
+        const int64_t before = (call.stretch_rows_ - 1) / kernel.row_step;
+        lhs = parts.take<int8_t>((before + divide_up(kernel.rows_read(1), kernel.row_step)) * layer.weight.lhs_bytes);
         thread_bytes =
             round_up(std::max(Tile(layer, call.tile_, ScratchParts(nullptr)).total, Activations::own_bytes(layer)), 64);
         threads = parts.take<uint8_t>(std::max(call.team_.quantize, call.team_.multiply) * thread_bytes);

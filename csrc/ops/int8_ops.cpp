@@ -130,6 +130,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize_activations(const Tensor& input, boo
     check_readable(input, "input");
     const DType dtype = checked_float(input, "input");
     if (input.dim() != 2 || !input.is_contiguous()) fail("input must be a contiguous matrix (m, k)");
+    check_arrangement(input, "input");
     const int64_t m = input.size(0), k = input.size(1);
     if (k < 1) fail("input must have at least one column, not shape " + shape_of(input));
     const int64_t tokens[] = {m, 1}, sizes[] = {m, k};

@@ -19,6 +19,10 @@ int64_t reach_of(const Tensor& tensor) {
     return (last + 1) * static_cast<int64_t>(tensor.element_size());
 }
 
+bool begins_at_multiple(const Tensor& tensor, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % bytes == 0;
+}
+
 }  // namespace
 
 void fail(const std::string& message) { throw std::runtime_error("ao_arm: " + message); }
@@ -89,10 +93,18 @@ void check_readable(const Tensor& tensor, const char* name) {
              ": it was resized since the tensor was made; make the tensor anew");
 }
 
+bool is_aligned(const Tensor& tensor) { return begins_at_multiple(tensor, tensor.element_size()); }
+
+void check_arrangement(const Tensor& tensor, const char* name) {
+    if (!tensor.is_contiguous()) fail(std::string(name) + " must be contiguous");
+    if (!is_aligned(tensor))
+        fail(std::string(name) + " must begin in memory at a multiple of its elements' size; clone() does");
+}
+
 void check_type(const Tensor& tensor, ScalarType type, const char* name, const char* wanted) {
     check_readable(tensor, name);
     if (tensor.scalar_type() != type) fail(std::string(name) + " must be " + wanted + ", not " + type_name(tensor));
-    if (!tensor.is_contiguous()) fail(std::string(name) + " must be contiguous");
+    check_arrangement(tensor, name);
 }
 
 DType checked_float(const Tensor& tensor, const char* name) {
@@ -136,6 +148,9 @@ Bounds checked_bounds(std::optional<double> output_min, std::optional<double> ou
 
 PackedWeight opened(const Tensor& packed_weight, Scheme scheme) {
     check_type(packed_weight, ScalarType::Byte, "packed_weight", "torch.uint8");
+    // Its sums are numbers of four bytes.
+    if (!begins_at_multiple(packed_weight, 4))
+        fail("packed_weight must begin in memory at a multiple of 4; clone() does");
     PackedWeight weight{};
     const std::string error = open_packed_weight(scheme, static_cast<const uint8_t*>(packed_weight.const_data_ptr()),
                                                  packed_weight.numel(), &weight);

@@ -36,7 +36,13 @@ std::optional<DType> dtype_of(ScalarType type);
 // That it is on the CPU and that the elements lie within its memory, which a resized storage no longer has.
 void check_readable(const Tensor& tensor, const char* name);
 
-// That it is readable, contiguous, and of this type, which the message calls `wanted`.
+// Whether it begins where an element may: memory that others lend to torch need not, and no kernel reads it then.
+bool is_aligned(const Tensor& tensor);
+
+// That it is contiguous and aligned.
+void check_arrangement(const Tensor& tensor, const char* name);
+
+// That it is readable, contiguous, aligned, and of this type, which the message calls `wanted`.
 void check_type(const Tensor& tensor, ScalarType type, const char* name, const char* wanted);
 
 DType checked_float(const Tensor& tensor, const char* name);

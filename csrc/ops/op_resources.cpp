@@ -92,7 +92,8 @@ Tensor empty_output(const Tensor& input, int64_t n, ScalarType type) {
 }
 
 Tensor as_contiguous(const Tensor& tensor) {
-    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+    if (!tensor.is_contiguous()) return torch::stable::contiguous(tensor);
+    return is_aligned(tensor) ? tensor : torch::stable::clone(tensor);
 }
 
 std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {

@@ -18,7 +18,7 @@ Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type);
 // An output like the input, but with n columns.
 Tensor empty_output(const Tensor& input, int64_t n, ScalarType type);
 
-// The tensor, or a copy of it.
+// The tensor, or a copy of it that is contiguous and aligned.
 Tensor as_contiguous(const Tensor& tensor);
 std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor);
 

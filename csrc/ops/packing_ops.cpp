@@ -16,7 +16,7 @@ Problem described_problem(const Tensor& qdata, const Tensor& scale, const std::o
     const bool floats = scale.scalar_type() == ScalarType::Float;
     if (!floats && scale.scalar_type() != ScalarType::BFloat16)
         fail("scale must be torch.bfloat16 or torch.float32, not " + type_name(scale));
-    if (!scale.is_contiguous()) fail("scale must be contiguous");
+    check_arrangement(scale, "scale");
     if (qdata.dim() != 2 || scale.dim() != 2 || scale.size(0) != qdata.size(0) || scale.size(1) < 1)
         fail("qdata must be a matrix (n, k) and scale (n, k / group_size), not of shapes " + shape_of(qdata) + " and " +
              shape_of(scale));

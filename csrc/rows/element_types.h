@@ -13,6 +13,7 @@ namespace {
 constexpr float kMagic = 12582912.0f;
 constexpr int32_t kMagicBits = 0x4B400000;
 constexpr float kBelow2To31 = 2147483520.0f;  // the last float that is
+constexpr float kMostFloat = 3.40282347e38f;
 
 inline int32_t bits_of(float value) {
     int32_t bits;

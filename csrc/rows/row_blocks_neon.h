@@ -214,11 +214,12 @@ int64_t requantize_blocks(const RequantizedTile& given, int64_t row) {
     return j;
 }
 
-// vcvtnq makes 0 of a NaN, as the plain loop does.
+// vcvtnq makes 0 of a NaN, as the plain loop does; multipliers are made finite alike.
 inline int64_t fold_columns_blocks(const FoldedColumns& columns, int64_t n) {
     const float input_scale = columns.input_scale, inverse_output_scale = 1.0f / columns.output_scale;
     const int32x4_t zero_point = vdupq_n_s32(-columns.input_zero_point);
     const float32x4_t greatest = vdupq_n_f32(kBelow2To31), least = vnegq_f32(greatest);
+    const float32x4_t most = vdupq_n_f32(kMostFloat);
     int64_t j = 0;
     for (; j + 4 <= n; j += 4) {
         const float32x4_t scale = vmulq_n_f32(vld1q_f32(columns.weight_scale + j), input_scale);
@@ -228,7 +229,10 @@ inline int64_t fold_columns_blocks(const FoldedColumns& columns, int64_t n) {
             offset = vqaddq_s32(vcvtnq_s32_f32(vminq_f32(vmaxq_f32(bias, least), greatest)), offset);
         }
         vst1q_s32(columns.offsets + j, offset);
-        vst1q_f32(columns.multipliers + j, vmulq_n_f32(scale, inverse_output_scale));
+        const float32x4_t multiplier = vmulq_n_f32(scale, inverse_output_scale);
+        const float32x4_t finite = vminq_f32(vmaxq_f32(multiplier, vnegq_f32(most)), most);
+        const uint32x4_t is_number = vceqq_f32(multiplier, multiplier);
+        vst1q_f32(columns.multipliers + j, vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(finite), is_number)));
     }
     return j;
 }

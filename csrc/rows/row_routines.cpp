@@ -129,7 +129,10 @@ void fold_columns(const FoldedColumns& columns, int64_t n) {
         bias = bias < kBelow2To31 ? bias : kBelow2To31;
         const uint32_t shift = zero_point * static_cast<uint32_t>(columns.column_sums[j]);
         columns.offsets[j] = saturating_sum(static_cast<int32_t>(bias), static_cast<int32_t>(shift));
-        columns.multipliers[j] = scale * inverse_output_scale;
+        float multiplier = scale * inverse_output_scale;
+        multiplier = multiplier == multiplier ? multiplier : 0.0f;
+        multiplier = multiplier > -kMostFloat ? multiplier : -kMostFloat;
+        columns.multipliers[j] = multiplier < kMostFloat ? multiplier : kMostFloat;
     }
 }
 

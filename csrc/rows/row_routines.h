@@ -51,7 +51,8 @@ struct Int4Tile : SumsTile<float> {
 
 // What all rows of a requantized output have in common, for each column: multiplier = input_scale * weight_scale
 // * (1 / output_scale), and offset = bias / (input_scale * weight_scale), rounded half to even, - zero_point *
-// column_sum. Both saturate to int32.
+// column_sum, of which both parts saturate to int32. A multiplier is finite, and 0 in place of a NaN: so that no
+// product is a NaN, which each instruction set would clamp in its own way.
 struct FoldedColumns {
     const float* weight_scale;
     const int32_t* column_sums;

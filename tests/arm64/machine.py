@@ -18,7 +18,7 @@ from pathlib import Path
 from cache import Report, cache_folder, key
 from commands import Unavailable
 from pieces import SITE_PACKAGES, compiler, emulator, root_file_system
-from project import BuildError, build_library, stage
+from project import TOOLCHAIN, BuildError, build, build_library, stage
 from scripts import write_python, write_script, write_tools
 from wheels import PYTHON
 
@@ -112,22 +112,51 @@ class Machine:
         }
 
     def _build(self, definitions: Mapping[str, Path]) -> tuple[Path, Path]:
-        library, tree = build_library(self._checkout, definitions=definitions, env=_clean(), report=self._report)
+        library, tree = build_library(
+            self._checkout, definitions=definitions, env=clean_environment(), report=self._report
+        )
         return stage(self._checkout, library, self._report), tree
 
     def run_kernel_test(self, model: str) -> subprocess.CompletedProcess[str]:
         """Run the kernels' own test program, which needs no torch, on any of QEMU's CPU models."""
         self.build()
+        return self.run_program(model, self._tree / "kernel_test")
+
+    def build_programs(self, targets: Sequence[str], flags: str = "") -> Path:
+        """Build programs of `csrc/` that need no torch, with more compiler flags; returns the folder that has them."""
+        return build(
+            self._checkout,
+            settings={
+                "CMAKE_TOOLCHAIN_FILE": TOOLCHAIN,
+                **self.definitions(),
+                "CMAKE_CXX_FLAGS": flags,
+            },
+            targets=targets,
+            env=clean_environment(),
+            report=self._report,
+            what=f"arm64: building {', '.join(targets)}",
+        )
+
+    def run_program(
+        self, model: str, program: Path, args: Sequence[str | Path] = (), env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program that was built here on any of QEMU's CPU models; both outputs are in `stdout`."""
         cpu = QEMU_MODELS.get(model, model)
-        command: list[str | Path] = [self.emulator, "-cpu", cpu, "-L", self.root, self._tree / "kernel_test"]
-        return subprocess.run(command, env=_clean(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        command: list[str | Path] = [self.emulator, "-cpu", cpu, "-L", self.root, program, *args]
+        return subprocess.run(
+            command,
+            env={**clean_environment(), **(env or {})},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def environment(self, cpu: str) -> dict[str, str]:
         """The environment of an emulated process."""
         tools = self.tools(cpu)
         compiled = key({"compiler": self.compiler.name, "root": self.root.name, "native": NATIVE})
         return {
-            **_clean(),
+            **clean_environment(),
             CPU_VARIABLE: cpu,
             "PATH": os.pathsep.join((str(tools), os.environ.get("PATH", os.defpath))),
             "CC": str(tools / "gcc"),
@@ -208,7 +237,7 @@ def built_machine(report: Report) -> Machine:
     return _built[0]
 
 
-def _clean() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """This process's environment, as it was before any test changed it, without what is about x86 programs."""
     return {
         name: value

@@ -38,6 +38,31 @@ def program(name: str) -> str:
     raise Unavailable(f"{name} is not installed (python -m pip install {name})")
 
 
+def build(
+    checkout: Path,
+    *,
+    settings: Mapping[str, str | Path],
+    targets: Sequence[str],
+    env: Mapping[str, str],
+    report: Report,
+    what: str = "arm64: building the library",
+) -> Path:
+    """Configure `csrc/` and build these targets, incrementally; returns the build folder, one for each settings."""
+    cmake, ninja = program("cmake"), program("ninja")
+    asked = {"checkout": str(checkout), "settings": {name: str(value) for name, value in settings.items()}}
+    name = f"build-{key(asked)}"
+    tree = cache_folder() / name / "tree"
+    configure = [cmake, "-S", str(checkout / "csrc"), "-B", str(tree), "-G", "Ninja"]
+    configure += ["-DCMAKE_BUILD_TYPE=Release", "-DAO_ARM_BUILD_TESTS=ON", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    configure += [f"-DCMAKE_CXX_COMPILER_LAUNCHER={kept_objects.launcher()}"]
+    configure += [f"-D{name}={value}" for name, value in settings.items()]
+    with locked(name, report):
+        report(what)
+        _step(configure, env, report)
+        _step([cmake, "--build", str(tree), "--target", *targets], env, report)
+    return tree
+
+
 def build_library(
     checkout: Path,
     *,
@@ -46,25 +71,15 @@ def build_library(
     report: Report,
 ) -> tuple[Path, Path]:
     """Configure, build and install `csrc/` for AArch64, incrementally; returns the library and the build folder."""
-    cmake, ninja = program("cmake"), program("ninja")
-    asked = {"checkout": str(checkout), "definitions": {name: str(path) for name, path in definitions.items()}}
-    name = f"build-{key(asked)}"
-    folder = cache_folder() / name
-    installed = folder / "installed"
-    configure = [cmake, "-S", str(checkout / "csrc"), "-B", str(folder / "tree"), "-G", "Ninja"]
-    configure += ["-DCMAKE_BUILD_TYPE=Release", "-DAO_ARM_BUILD_TESTS=ON", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    configure += [f"-DCMAKE_TOOLCHAIN_FILE={TOOLCHAIN}"]
-    configure += [f"-DCMAKE_CXX_COMPILER_LAUNCHER={kept_objects.launcher()}"]
-    configure += [f"-D{name}={path}" for name, path in definitions.items()]
-    with locked(name, report):
-        report("arm64: building the library")
-        _step(configure, env, report)
-        _step([cmake, "--build", str(folder / "tree")], env, report)
-        _step([cmake, "--install", str(folder / "tree"), "--prefix", str(installed)], env, report)
+    settings = {"CMAKE_TOOLCHAIN_FILE": TOOLCHAIN, **definitions}
+    tree = build(checkout, settings=settings, targets=["all"], env=env, report=report)
+    installed = tree.parent / "installed"
+    with locked(tree.parent.name, report):
+        _step([program("cmake"), "--install", str(tree), "--prefix", str(installed)], env, report)
     library = installed / PACKAGE / LIBRARY
     if not library.is_file():
         raise BuildError(f"the build installed no {PACKAGE}/{LIBRARY} below its prefix")
-    return library, folder / "tree"
+    return library, tree
 
 
 def _step(command: Sequence[str], env: Mapping[str, str], report: Report) -> None:

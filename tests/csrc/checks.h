@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "core/kernel.h"
-#include "core/parallel.h"
-#include "layer/linear.h"
+#include "guarded_memory.h"
 #include "layer/packed_weight.h"
+#include "layer_runs.h"
 
 namespace ao_arm {
 
@@ -26,30 +26,11 @@ void check(bool ok, const std::string& what);
 int passed();
 int failed();
 
-class Random {
-   public:
-    explicit Random(uint32_t seed = 1) : state_(seed) {}
-    uint32_t next() { return (state_ = state_ * 1664525u + 1013904223u) >> 8; }
-    int64_t between(int64_t least, int64_t greatest) { return least + next() % (greatest - least + 1); }
-    float positive() { return static_cast<float>(1 + next() % 65536) / 65536; }  // 0 ... 1
-
-   private:
-    uint32_t state_;
-};
-
-// Threads of the test's own: as many as there are tasks.
-Parallel own_threads(int threads);
-
-// Runs a layer with a team of this size, however little there is to do. False if its kernel failed.
-bool run(const Linear& layer, int threads);
-
 enum class Values { kRandom, kExtreme };
-
-std::string open(const std::vector<uint8_t>& packed, Scheme scheme, PackedWeight* weight);
 
 // The bytes with another header, of which the checksum is made right.
 template <class Change>
-std::vector<uint8_t> with_header(std::vector<uint8_t> packed, const Change& change) {
+Bytes with_header(Bytes packed, const Change& change) {
     PackedHeader header;
     __builtin_memcpy(&header, packed.data(), sizeof header);
     change(header);
@@ -60,12 +41,13 @@ std::vector<uint8_t> with_header(std::vector<uint8_t> packed, const Change& chan
 
 // --- each file's tests; those of a kernel return whether it met a case ---
 
-bool test_int8_kernel(const Kernel& kernel, bool exhaustive);  // int8_test.cpp
-bool test_int4_kernel(const Kernel& kernel, bool exhaustive);  // int4_test.cpp
-void test_damaged(const Kernel& kernel, const Problem& problem,
-                  const std::vector<uint8_t>& packed);                   // hostile_test.cpp
-void test_without_memory(const Kernel& kernel, const Problem& problem);  // hostile_test.cpp
-void test_hostile();                                                     // hostile_test.cpp
-void test_cut();                                                         // cut_test.cpp
+bool test_int8_kernel(const Kernel& kernel, bool exhaustive);                          // int8_test.cpp
+bool test_int4_kernel(const Kernel& kernel, bool exhaustive);                          // int4_test.cpp
+void test_damaged(const Kernel& kernel, const Problem& problem, const Bytes& packed);  // hostile_test.cpp
+void test_without_memory(const Kernel& kernel, const Problem& problem);                // hostile_test.cpp
+void test_hostile();                                                                   // hostile_test.cpp
+void test_cut();                                                                       // cut_test.cpp
+void test_guards();                                                                    // guards_test.cpp
+void test_layers(bool exhaustive);                                                     // layer_test.cpp
 
 }  // namespace ao_arm

@@ -106,20 +106,20 @@ void test_fork(const Kernel& kernel) {
 
 }  // namespace
 
-void test_damaged(const Kernel& kernel, const Problem& problem, const std::vector<uint8_t>& packed) {
+void test_damaged(const Kernel& kernel, const Problem& problem, const Bytes& packed) {
     const std::string name = std::string(kernel.id) + " " + described(problem);
     const Scheme scheme = problem.scheme, other = scheme == Scheme::kInt8 ? Scheme::kInt4 : Scheme::kInt8;
     PackedWeight opened{};
-    const auto refused = [&](const std::vector<uint8_t>& bytes) { return !open(bytes, scheme, &opened).empty(); };
+    const auto refused = [&](const Bytes& bytes) { return !open(bytes, scheme, &opened).empty(); };
     check(!refused(packed), name + " opens");
-    std::vector<uint8_t> damaged = packed;
+    Bytes damaged = packed;
     for (size_t bit = 0; bit < 8 * sizeof(PackedHeader); ++bit) {
         damaged[bit / 8] ^= 1 << bit % 8;
         check(refused(damaged), name + " with header bit " + std::to_string(bit) + " damaged");
         damaged[bit / 8] ^= 1 << bit % 8;
     }
     for (const size_t size : {size_t(0), size_t(255), size_t(256), packed.size() - 1, packed.size() + 1}) {
-        std::vector<uint8_t> cut = packed;
+        Bytes cut = packed;
         cut.resize(size);
         check(refused(cut), name + " of " + std::to_string(size) + " bytes");
     }
@@ -147,7 +147,7 @@ void test_damaged(const Kernel& kernel, const Problem& problem, const std::vecto
           +[](PackedHeader& header) { std::memset(header.packing_format, 'x', sizeof header.packing_format); }})
         check(refused(with_header(packed, change)), name + " with a name without an end");
     // Another header with the checksum of one that was opened before: a thousand columns more than there are bytes for.
-    std::vector<uint8_t> forged = packed;
+    Bytes forged = packed;
     PackedHeader header;
     std::memcpy(&header, packed.data(), sizeof header);
     const uint64_t honest = header.checksum;

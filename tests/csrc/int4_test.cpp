@@ -16,12 +16,12 @@ namespace {
 struct Case {
     Problem problem;
     int64_t m;
-    std::vector<int8_t> activations, q, zero_point;
-    std::vector<float> token_scale, float_scale;
-    std::vector<int32_t> token_zero;
-    std::vector<uint16_t> half_scale;
+    Guarded<int8_t> activations, q, zero_point;
+    Guarded<float> token_scale, float_scale;
+    Guarded<int32_t> token_zero;
+    Guarded<uint16_t> half_scale;
     std::vector<double> expected, magnitude;
-    std::vector<uint8_t> packed;
+    Bytes packed;
     std::string name, error;
 
     Case(const Kernel& kernel, const Problem& of, int64_t rows, Values values)
@@ -72,10 +72,10 @@ struct Case {
             const int64_t index = j * problem.groups() + g;
             int64_t of_group = 0, magnitudes = 0;
             for (int64_t l = 0; l < problem.group; ++l) {
-                const int64_t activation = activations[i * problem.k + g * problem.group + l] - token_zero[i];
-                const int64_t product = activation * (q[index * problem.group + l] - zero_point[index]);
-                of_group += product;
-                magnitudes += std::abs(product);
+                const int64_t activation = activations[i * problem.k + g * problem.group + l];
+                const int64_t weight = q[index * problem.group + l] - zero_point[index];
+                of_group += (activation - token_zero[i]) * weight;
+                magnitudes += (std::abs(activation) + std::abs(token_zero[i])) * std::abs(weight);
             }
             sum += static_cast<double>(float_scale[index]) * static_cast<double>(of_group);
             terms += static_cast<double>(float_scale[index]) * static_cast<double>(magnitudes);
@@ -85,10 +85,10 @@ struct Case {
     }
 
     // The first `rows` rows through the whole layer; empty if it failed.
-    std::vector<float> multiplied(int64_t rows, int threads = 1) const {
+    Guarded<float> multiplied(int64_t rows, int threads = 1) const {
         Linear layer = {};
         if (!open(packed, Scheme::kInt4, &layer.weight).empty()) return {};
-        std::vector<float> output(rows * problem.n, 12345);
+        Guarded<float> output(rows * problem.n, 12345);
         layer.input = activations.data();
         layer.input_dtype = DType::kInt8;
         layer.activation_scale = ActivationScale::kGiven;
@@ -98,12 +98,12 @@ struct Case {
         layer.m = rows;
         layer.least = -INFINITY;
         layer.greatest = INFINITY;
-        return run(layer, threads) ? output : std::vector<float>();
+        return run(layer, threads) ? output : Guarded<float>();
     }
 
     // Whether all are within 1e-6 of their magnitudes.
     bool multiply(int64_t rows) const {
-        const std::vector<float> output = multiplied(rows);
+        const Guarded<float> output = multiplied(rows);
         for (int64_t i = 0; i < rows; ++i)
             for (int64_t j = 0; j < problem.n; ++j)
                 if (output.empty() ||

@@ -22,9 +22,9 @@ Problem problem_of(int64_t n, int64_t k, Range range) {
 struct Case {
     int64_t m, n, k;
     bool is_unsigned;  // the activations' bytes are uint8
-    std::vector<int8_t> activations, weight;
+    Guarded<int8_t> activations, weight;
     std::vector<int32_t> expected;
-    std::vector<uint8_t> packed;
+    Bytes packed;
     std::string name, error;
 
     Case(const Kernel& kernel, int64_t rows, int64_t columns, int64_t depth, Values values, bool unsigned_bytes = false,
@@ -67,7 +67,7 @@ struct Case {
     bool multiply(int64_t rows, int threads = 1) const {
         Linear layer = {};
         if (!open(packed, Scheme::kInt8, &layer.weight).empty()) return false;
-        std::vector<int32_t> output(rows * n, 12345);
+        Guarded<int32_t> output(rows * n, 12345);
         layer.input = activations.data();
         layer.input_dtype = is_unsigned ? DType::kUInt8 : DType::kInt8;
         layer.activation_scale = ActivationScale::kStatic;
@@ -79,7 +79,7 @@ struct Case {
 
     bool unpacks() const {
         PackedWeight opened{};
-        std::vector<int8_t> values(n * k);
+        Guarded<int8_t> values(n * k);
         return open(packed, Scheme::kInt8, &opened).empty() &&
                unpack_weight(opened, {values.data(), nullptr, nullptr}).empty() && values == weight;
     }

@@ -4,11 +4,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <new>
-#include <thread>
 
 #include "checks.h"
+#include "guarded_kernel.h"
 #include "layer/kernel_table.h"
 
 namespace ao_arm {
@@ -26,7 +25,8 @@ void test_table(const Problem& usual, bool (*test)(const Kernel& kernel, bool ex
             continue;
         }
         const int before = passed_checks;
-        check(test(*kernel, exhaustive), std::string(kernel->id) + " can run here but met no case");
+        check(test(guarded(*kernel), exhaustive), std::string(kernel->id) + " can run here but met no case");
+        check(guarded_failures() == 0, std::string(kernel->id) + " between guard pages");
         std::printf("%s: %d checks passed\n", kernel->id, passed_checks - before);
         std::fflush(stdout);
     }
@@ -47,26 +47,6 @@ void check(bool ok, const std::string& what) {
 int passed() { return passed_checks; }
 int failed() { return failed_checks; }
 
-Parallel own_threads(int threads) {
-    return Parallel(threads, [](int64_t tasks, void (*body)(int64_t, void*), void* context) {
-        std::vector<std::thread> others;
-        for (int64_t task = 1; task < tasks; ++task) others.emplace_back([=] { body(task, context); });
-        body(0, context);
-        for (std::thread& other : others) other.join();
-    });
-}
-
-bool run(const Linear& layer, int threads) {
-    const LinearCall call(layer, own_threads(threads), {threads, threads});
-    // Not set to zeros, as a caller's is not.
-    const std::unique_ptr<uint8_t[]> scratch(new uint8_t[call.scratch_bytes() + 64]);
-    return call.run(reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<int64_t>(scratch.get()), 64)));
-}
-
-std::string open(const std::vector<uint8_t>& packed, Scheme scheme, PackedWeight* weight) {
-    return open_packed_weight(scheme, packed.data(), static_cast<int64_t>(packed.size()), weight);
-}
-
 }  // namespace ao_arm
 
 // Instead of the standard ones, of which those for arrays call these.
@@ -82,11 +62,15 @@ void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 int main(int argc, char** argv) {
     using namespace ao_arm;
     const bool exhaustive = argc > 1 && std::strcmp(argv[1], "exhaustive") == 0;
+    test_guards();
     test_cut();
     test_hostile();
-    std::printf("cut and hostile arguments: %d checks passed\n", passed());
+    std::printf("guards, cut and hostile arguments: %d checks passed\n", passed());
     test_table({Scheme::kInt8, 768, 768}, test_int8_kernel, exhaustive);
     test_table({Scheme::kInt4, 768, 768, 32, DType::kBFloat16, false}, test_int4_kernel, exhaustive);
+    const int before = passed();
+    test_layers(exhaustive);
+    std::printf("whole layers: %d checks passed\n", passed() - before);
     std::printf("%d passed, %d failed\n", passed(), failed());
     return failed() == 0 ? 0 : 1;
 }

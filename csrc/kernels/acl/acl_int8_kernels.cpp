@@ -157,6 +157,7 @@ constexpr Kernel acl() {
     kernel.lhs_step = 1;
     kernel.multiply = multiply;
     kernel.most_rows = kMostRows;
+    kernel.reads_most_rows = true;
     kernel.scratch_bytes = scratch_bytes;
     kernel.library = "Arm Compute Library";
     kernel.trial = &trial;
