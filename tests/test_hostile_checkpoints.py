@@ -133,10 +133,12 @@ class _Pickled:
         return checkpoint.rebuild, (self.state,)
 
 
+@pytest.mark.x86
 def test_files_that_are_cut_off_are_refused() -> None:
     assert refused_when_cut(range(0, 1 << 20, 67)) > 100
 
 
+@pytest.mark.x86
 def test_a_flipped_bit_is_refused_or_changes_no_weight() -> None:
     assert refused_when_flipped(range(5, 1 << 20, 27)) > 200
 
@@ -174,6 +176,7 @@ def test_wrong_safetensors_are_refused_by_name(changes: dict[str, Any], message:
     assert message in str(caught.value)
 
 
+@pytest.mark.x86
 def test_damaged_safetensors_are_refused_or_read(tmp_path: Path) -> None:
     """Cut off anywhere; or with a flipped bit in the header, which has no checksum: another file then, and no crash."""
     support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
