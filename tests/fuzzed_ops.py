@@ -40,7 +40,7 @@ Call = tuple[str, dict[str, Any]]
 OF_TORCH = re.compile(
     r"expected (value|a value)|Expected a value|allocate memory|not enough memory|Could not run"
     r"|Cannot access data pointer|[Ss]torage size calculation|multiplication overflow|Sparse|meta tensor"
-    r"|is not implemented|not supported|Overflow when unpacking|doesn't have storage|invalid size",
+    r"|is not implemented|not supported|Overflow when unpacking|doesn't have storage|invalid size|negative dimension",
     re.IGNORECASE,
 )
 N, K, M, GROUP = 21, 96, 5, 32
