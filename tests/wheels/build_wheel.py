@@ -82,7 +82,7 @@ def main() -> int:
         with zipfile.ZipFile(wheel) as archive:
             library = Path(archive.extract(LIBRARY, folder))
             foreign = [name for name in archive.namelist() if ".so" in name and name != LIBRARY]
-        found = violations(library, tree / "libao_arm.map", tree) + [f"it brings {name}" for name in foreign]
+        found = violations(library, tree / "ao_arm.map", tree) + [f"it brings {name}" for name in foreign]
         glibc = re.search(r"manylinux_2_(\d+)_", wheel.name)
         if not glibc or int(glibc[1]) > NEWEST_GLIBC:
             found.append(f"it needs a newer system than torch's wheels, which run with glibc 2.{NEWEST_GLIBC}")
