@@ -210,7 +210,7 @@ def outcome(op: str, arguments: dict[str, Any]) -> str:
     """
     try:
         result = _ops.call(OPS[op], **arguments)
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, MemoryError) as error:
         assert str(error), "it does not say why"
         return "refused"
     except (RuntimeError, TypeError, OverflowError) as error:

@@ -42,6 +42,8 @@ ASAN_OPTIONS = {
     "detect_leaks": "0",
     # Python was linked without the runtime, which is preloaded.
     "verify_asan_link_order": "0",
+    # Where there is no memory is told by an error, as without the sanitizer.
+    "allocator_may_return_null": "1",
     "abort_on_error": "1",
 }
 UBSAN_OPTIONS = {"print_stacktrace": "1", "abort_on_error": "1"}
@@ -84,7 +86,7 @@ def preloaded(*libraries: str) -> str:
     return " ".join(call(("c++", f"-print-file-name={name}")).strip() for name in libraries)
 
 
-def memory_environment(library: Path, **asan_options: str) -> dict[str, str]:
+def memory_environment(library: Path) -> dict[str, str]:
     """What a Python needs to load a library with the first two sanitizers, in the place of the installed one."""
     # What torch.compile starts is a program of its own, which only gets slower.
     compiler = cache_folder() / "compiler-without-sanitizers"
@@ -93,7 +95,7 @@ def memory_environment(library: Path, **asan_options: str) -> dict[str, str]:
         "AO_ARM_LIBRARY": str(library),
         "CXX": str(compiler),
         "LD_PRELOAD": preloaded("libasan.so", "libubsan.so", "libstdc++.so"),
-        "ASAN_OPTIONS": options({**ASAN_OPTIONS, **asan_options}),
+        "ASAN_OPTIONS": options(ASAN_OPTIONS),
         "UBSAN_OPTIONS": options(UBSAN_OPTIONS),
     }
 

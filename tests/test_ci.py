@@ -42,7 +42,8 @@ def test_each_command_is_found(tmp_path: Path) -> None:
     for line, options in ((wheel, ""), (arm64_wheel, " --arm64")):
         build, tried = (f".venv/bin/python tests/wheels/{name}_wheel.py{options}" for name in ("build", "try"))
         assert line == f"+ {build} && {tried}"
-    assert [sanitized, fuzzed] == [f"+ .venv/bin/python tests/{name}.py" for name in ("sanitized", "fuzzed")]
+    assert sanitized == "+ .venv/bin/python tests/sanitized.py kernels races"
+    assert fuzzed == "+ .venv/bin/python tests/fuzzed.py"
 
 
 def test_a_command_that_is_missing_fails_and_is_named(tmp_path: Path) -> None:

@@ -221,17 +221,21 @@ void Chosen::choose_output(Choices* choices, Random* random) {
 
 // --- what comes of it ---
 
+// A float's bits, but for NaNs, which are all alike: the sign is that of one or another operand.
+int32_t comparable(const Elements& elements, int64_t i) {
+    const float value = elements.value(i);
+    return std::isnan(value) ? -1 : bits_of(value);
+}
+
 class Digest {
    public:
     void add(const void* bytes, int64_t count) {
         for (int64_t i = 0; i < count; ++i) value_ = (value_ ^ static_cast<const uint8_t*>(bytes)[i]) * 0x100000001B3u;
     }
-    // Of floats every NaN alike.
     void add(const Elements& elements) {
         if (!is_float(elements.type())) return add(elements.data(), elements.bytes());
         for (int64_t i = 0; i < elements.count(); ++i) {
-            const float value = elements.value(i);
-            const int32_t bits = std::isnan(value) ? -1 : bits_of(value);
+            const int32_t bits = comparable(elements, i);
             add(&bits, sizeof bits);
         }
     }
@@ -251,7 +255,12 @@ Pointer output_of(const Linear& layer, DType type, int threads) {
 }
 
 bool same(const Pointer& one, const Pointer& other) {
-    return one && other && one->bytes() == other->bytes() && std::memcmp(one->data(), other->data(), one->bytes()) == 0;
+    if (!one || !other || one->type() != other->type() || one->count() != other->count()) return false;
+    if (std::memcmp(one->data(), other->data(), one->bytes()) == 0) return true;
+    if (!is_float(one->type())) return false;
+    for (int64_t i = 0; i < one->count(); ++i)
+        if (comparable(*one, i) != comparable(*other, i)) return false;
+    return true;
 }
 
 // One row of activations as integers, and its scale, NaN if the row is not finite, and zero point.
