@@ -30,6 +30,7 @@ def test_activations_are_quantized_as_by_the_reference(dtype: torch.dtype, symme
     assert_quantized_as_the_reference(torch.empty(0, k, dtype=dtype), symmetric)
 
 
+@pytest.mark.slow
 @DTYPES
 @SYMMETRIES
 @given(data=st.data())

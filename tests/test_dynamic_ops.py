@@ -17,6 +17,7 @@ ROWS = (0, 1, 2, 3, 5, 7, 11, 13, 17, 31, 61, 64, 65, 127, 131)
 LAYERS = cases.thinned([(1, 1), (7, 33), (40, 130), (385, 65)])
 
 
+@pytest.mark.slow
 @DTYPES
 @SYMMETRIES
 @GRANULARITIES
@@ -40,6 +41,7 @@ def test_linear_has_the_bits_of_the_reference(
         kernels_met.add(kernel)
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 @pytest.mark.parametrize(("m", "k", "n"), LARGE)
 @SYMMETRIES

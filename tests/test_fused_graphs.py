@@ -54,6 +54,7 @@ def test_each_pair_is_one_op(name: str) -> None:
         assert_fused(written.layer(N, K), [written.op], torch.randn(*rows, K))
 
 
+@pytest.mark.slow
 @pytest.mark.one_cpu
 @pytest.mark.parametrize("product", thinned([*PRODUCTS]))
 @pytest.mark.parametrize(("activations", "weight", "op"), [
@@ -68,6 +69,7 @@ def test_each_product_is_known(activations: Any, weight: Any, op: str, product: 
         assert_fused(layer, [op], torch.randn(*rows, K))
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 @pytest.mark.parametrize("name", list(WRITTEN)[::4])
 def test_an_exported_program_gives_the_same(name: str) -> None:
@@ -98,6 +100,7 @@ def test_rows_of_odd_length(k: int) -> None:
 NO_ROWS = [name for name in WRITTEN if "by the range" not in name and not ("symmetric" in name and "4 bits" in name)]
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 @pytest.mark.parametrize("name", NO_ROWS)
 def test_no_rows(name: str) -> None:
@@ -249,6 +252,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=str)
 @pytest.mark.parametrize("name", ACTIVATION_FUNCTIONS)

@@ -116,6 +116,7 @@ def test_the_histogram_cuts_off_a_single_outlier() -> None:
     assert histogram < 0.4 * minmax
 
 
+@pytest.mark.slow
 @EACH_ACTIVATION
 @pytest.mark.parametrize("data", ["normal", "outliers", "outliers on one side", "after a ReLU", "mostly zeros"])
 def test_the_histogram_finds_nearly_the_least_noise(data: str, mapping: MappingType, dtype: torch.dtype) -> None:

@@ -23,6 +23,7 @@ def tokens_of(m: int) -> tuple[Tensor, Tensor]:
     return torch.rand(m) * 0.05 + 1e-3, torch.randint(-128, 128, (m,), dtype=torch.int32)
 
 
+@pytest.mark.slow
 @DTYPES
 @SYMMETRIES
 def test_it_is_what_follows_the_quantization_of_activations(
@@ -47,6 +48,7 @@ def test_it_is_what_follows_the_quantization_of_activations(
         kernels_met.add(kernel)
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 @pytest.mark.parametrize(("m", "k", "n"), LARGE)
 def test_large_layers(m: int, k: int, n: int, kernel: str, threads: int) -> None:

@@ -385,6 +385,7 @@ def test_groups_that_do_not_fit_are_left_out(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "region: int4-g32 2x96x64\n"
 
 
+@pytest.mark.slow
 def test_what_other_tools_quantized_has_to_be_fused(capsys: pytest.CaptureFixture[str]) -> None:
     names = GROUPS["stock"]
     with torch.inference_mode():
