@@ -2,8 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import product, zip_longest
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ from torch import Tensor
 import ao_arm
 from ao_arm import ACLPackedLayout, ACLPackedTensor, packing, reference
 from ao_arm.linear import quantize_to_127
+from ao_arm.selftest.command import torch_threads as torch_threads
 
 #: The CPU model of the emulated machine; empty on a real one.
 EMULATED_CPU = os.environ.get("AO_ARM_EMULATED_CPU", "")
@@ -60,17 +60,6 @@ def name_of(value: object) -> str:
 def int8_values(*shape: int, least: int = -127) -> Tensor:
     """Random int8 values in [least, 127]: weights by default; activations reach down to -128."""
     return torch.randint(least, 128, shape, dtype=torch.int8)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Lets torch use this many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def fits(kernel: str, *problem: int) -> bool:

@@ -98,7 +98,7 @@ def _try(judged: Judged, case: Case) -> None:
         if not case.unpacks(packed):
             judged.failures.append(f"{case.scheme}, {case.name}: what is unpacked is not what was packed")
         for threads in thread_counts():
-            with _threads(threads):
+            with torch_threads(threads):
                 error = case.error(case.call(packed))
             judged.worst_error = max(judged.worst_error, error)
             if not error <= case.tolerance:  # written so that NaN fails
@@ -113,7 +113,8 @@ def thread_counts() -> list[int]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """Lets torch use this many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
