@@ -89,8 +89,7 @@ def linear_int8_dynamic_shared(
     symmetric: bool,
     per_token: bool,
 ) -> list[Tensor]:
-    """What ``linear_int8_dynamic`` computes for each of several weights, of any number of channels; the activations are
-    quantized once."""
+    """What ``linear_int8_dynamic`` computes for each of several weights: lists of these, of any numbers of channels."""
     weights = zip(qdata, weight_scales, biases, strict=True)
     return [linear_int8_dynamic(input, *weight, symmetric, per_token) for weight in weights]
 
@@ -274,8 +273,7 @@ def linear_qta8a_qga4w_shared(
     zero_point: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    """What ``linear_qta8a_qga4w`` computes for each of several weights, whose groups may differ; the activations, floats,
-    are quantized once."""
+    """What ``linear_qta8a_qga4w`` computes of floats for each of several weights: lists of these, of any groups."""
     return [linear_qta8a_qga4w(input, *weight) for weight in zip(qdata, scale, zero_point, biases, strict=True)]
 
 
