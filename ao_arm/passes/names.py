@@ -1,10 +1,14 @@
-"""What layers of graphs are called."""
+"""What layers of graphs are called, and where that is noted."""
 
 from __future__ import annotations
 
 import re
 
 from torch.fx import Node
+
+#: What a new node takes over of the product that it replaces: where it comes from. (What Inductor notes of a node's
+#: arguments is true of that node's arguments only.)
+KEPT_META = ("nn_module_stack", "stack_trace")
 
 
 def name_of(node: Node) -> str:
