@@ -173,6 +173,12 @@ def another_layer_between(self: Pair, x: Tensor) -> tuple[Tensor, ...]:
     return one, self.three(x + 1), self.two(x)
 
 
+def branches_between(self: Pair, x: Tensor) -> tuple[Tensor, ...]:
+    """What branches do is not looked at."""
+    one = self.one(x)
+    return one, torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,)), self.two(x)
+
+
 def another_dtype(self: Pair, x: Tensor) -> tuple[Tensor, ...]:
     return self.one(x), self.two(x.bfloat16())
 
@@ -185,6 +191,7 @@ APART = (
     bias_of_the_first_output,
     random_bias,
     another_layer_between,
+    branches_between,
     another_dtype,
 )
 
