@@ -55,6 +55,7 @@ std::vector<Tensor> linear_qta8a_qga4w_shared(const Tensor& input, const std::ve
     check_counts(count, {{"n", n.size()}, {"biases", biases.size()}});
     const DType dtype = checked_float(input, "input");
     std::vector<Linear> layers;
+    layers.reserve(count);
     check_each(count, [&](size_t i) {
         layers.push_back(checked_layer(input, packed_weights[i], n[i], biases[i]));
         layers.back().input_dtype = dtype;

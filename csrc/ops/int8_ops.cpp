@@ -78,6 +78,7 @@ std::vector<Tensor> linear_int8_dynamic_shared(const Tensor& input, const std::v
     const size_t count = packed_weights.size();
     check_counts(count, {{"weight_scales", weight_scales.size()}, {"biases", biases.size()}});
     std::vector<Linear> layers;
+    layers.reserve(count);
     check_each(count, [&](size_t i) {
         layers.push_back(checked_dynamic(input, packed_weights[i], weight_scales[i], biases[i], symmetric, per_token));
     });

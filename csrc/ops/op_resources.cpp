@@ -172,11 +172,13 @@ Tensor run_layer(Linear& layer, const Tensor& input, const std::optional<Tensor>
 std::vector<Tensor> run_layers(std::vector<Linear>& layers, const Tensor& input,
                                const std::vector<std::optional<Tensor>>& biases, ScalarType output_type) {
     std::vector<Tensor> outputs;
+    outputs.reserve(layers.size());
     for (const Linear& layer : layers) outputs.push_back(empty_output(input, layer.weight.problem.n, output_type));
     if (layers.front().m == 0) return outputs;
 
     const Tensor rows = as_contiguous(input);
     std::vector<std::optional<Tensor>> own_biases;
+    own_biases.reserve(layers.size());
     for (size_t i = 0; i < layers.size(); ++i) {
         own_biases.push_back(as_contiguous(biases[i]));
         lend(rows, own_biases[i], outputs[i], &layers[i]);
