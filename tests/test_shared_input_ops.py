@@ -1,6 +1,5 @@
 """The ops that multiply one input by several weights: each output has the bits that a call of its own gives."""
 
-from itertools import product
 from typing import Any
 
 import cases
@@ -13,10 +12,10 @@ from torch import Tensor
 from ao_arm import _ops, reference
 
 #: Rows in whole blocks and not and, on a real CPU, in more than one stretch.
-ROWS = (0, 1, 7) if cases.EMULATED_CPU else (0, 1, 2, 7, 31, 64, 65, 257)
+ROWS = (0, 7) if cases.EMULATED_CPU else (0, 1, 2, 7, 31, 64, 65, 257)
 #: Column steps are cut, and outputs are narrower than one.
-COLUMNS = (33, 1, 385, 64, 7)
-GROUPS = (32, 192, 64, 32, 96)
+COLUMNS = (33, 1, 64) if cases.EMULATED_CPU else (33, 1, 385, 64, 7)
+GROUPS = (32, 192, 64, 32, 96)[: len(COLUMNS)]
 
 
 def same(actual: list[Tensor], expected: list[Tensor]) -> bool:
@@ -31,18 +30,19 @@ def test_int8_outputs_have_the_bits_of_their_own_calls(
     k = 130
     rule = (symmetric, per_token)
     columns = [n for n in COLUMNS if cases.fits(kernel, n, k)]
+    assert columns
     layers = [layer_of(n, k, torch.bfloat16) for n in columns]
     qdata, scales = [layer[0] for layer in layers], [layer[1] for layer in layers]
     biases = [[*layer[2].values()][at % 3] for at, layer in enumerate(layers)]
     packed = [_ops.pack_int8(values, kernel) for values in qdata]
-    for m, dtype in product(ROWS, (torch.float32, torch.bfloat16)):
-        x = torch.randn(m, k).to(dtype)
+    for at, m in enumerate(ROWS):
+        x = torch.randn(m, k).to(cases.FLOATS[at % len(cases.FLOATS)])
         with cases.torch_threads(threads):
             actual = _ops.linear_int8_dynamic_shared(x, packed, scales, biases, *rule)
         alone = [_ops.linear_int8_dynamic(x, *of, *rule) for of in zip(packed, scales, biases, strict=True)]
-        assert same(actual, alone), f"{m=} {dtype=}"
+        assert same(actual, alone), f"{m=}"
         if m == 7:
-            assert same(actual, reference.linear_int8_dynamic_shared(x, qdata, scales, biases, *rule)), f"{dtype=}"
+            assert same(actual, reference.linear_int8_dynamic_shared(x, qdata, scales, biases, *rule))
 
 
 @pytest.mark.parametrize("zeros", [False, True], ids=["symmetric", "zero_points"])
