@@ -18,6 +18,8 @@ import ao_arm
 from ao_arm import _ops
 from ao_arm.passes import compiled_reports, share_inputs
 
+pytestmark = pytest.mark.x86
+
 K = 64
 SHARED, SHARED_INT4 = f"{DYNAMIC}_shared", f"{GROUPED}_shared"
 CONFIGS = {
@@ -25,7 +27,6 @@ CONFIGS = {
     "int8 symmetric": (ao_arm.acl_int8_dynamic(MappingType.SYMMETRIC), DYNAMIC, SHARED),
     "int4": (ao_arm.acl_int4_grouped(32), GROUPED, SHARED_INT4),
 }
-FIRST, *REST = CONFIGS
 
 
 class Block(nn.Module):
@@ -56,10 +57,7 @@ def results(program: ExportedProgram, *inputs: Tensor) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize(
-    "scheme",
-    [pytest.param(FIRST, marks=pytest.mark.one_cpu), *(pytest.param(other, marks=pytest.mark.x86) for other in REST)],
-)
+@pytest.mark.parametrize("scheme", CONFIGS)
 def test_a_program_gives_the_same_bits_by_fewer_calls(scheme: str) -> None:
     config, op, shared = CONFIGS[scheme]
     x = torch.randn(2, 5, K)
@@ -74,7 +72,6 @@ def test_a_program_gives_the_same_bits_by_fewer_calls(scheme: str) -> None:
     assert nodes(share_inputs(sharing).graph_module) == nodes(sharing.graph_module), "a second time it finds nothing"
 
 
-@pytest.mark.x86
 def test_programs_share_before_and_after_they_are_decomposed() -> None:
     x = torch.randn(2, 5, K)
     program = exported(quantized(Block(), CONFIGS["int4"][0]), x)
@@ -84,7 +81,6 @@ def test_programs_share_before_and_after_they_are_decomposed() -> None:
         assert_near(results(sharing, x), expected)
 
 
-@pytest.mark.x86
 def test_explain_names_the_layers_that_share_also_when_a_program_was_saved() -> None:
     x = torch.randn(2, 5, K)
     program = share_inputs(exported(quantized(Block(), CONFIGS["int8 asymmetric"][0]), x))
@@ -104,7 +100,6 @@ def test_explain_names_the_layers_that_share_also_when_a_program_was_saved() -> 
         ]
 
 
-@pytest.mark.x86
 def test_layers_of_another_tool_share_once_they_are_fused() -> None:
     x = torch.randn(2, 5, K)
     program = fused(exported(quantized(Block(), Int8DynamicActivationInt8WeightConfig(version=2)), x))
@@ -223,7 +218,6 @@ def outputs_of(program: ExportedProgram, x: Tensor) -> tuple[Tensor, ...]:
     return tuple(program.module()(x.clone()))
 
 
-@pytest.mark.x86
 @pytest.mark.parametrize("forward", [*APART, *TOGETHER], ids=lambda forward: forward.__name__)
 def test_what_stands_between(forward: Callable[[Pair, Tensor], tuple[Tensor, ...]]) -> None:
     x = torch.randn(2, 3, K)
@@ -234,7 +228,6 @@ def test_what_stands_between(forward: Callable[[Pair, Tensor], tuple[Tensor, ...
     assert all(cases.same_bits(actual, expected) for actual, expected in pairs)
 
 
-@pytest.mark.x86
 def test_layers_that_quantize_differently_stay_apart() -> None:
     """Other rules, or scales that are given; what runs of them are alike are taken together."""
     qdata, scale = cases.int8_values(40, K), torch.rand(40)
@@ -261,7 +254,6 @@ def test_layers_that_quantize_differently_stay_apart() -> None:
     assert all(cases.same_bits(actual, expected) for actual, expected in pairs)
 
 
-@pytest.mark.x86
 def test_other_models_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"must be a torch.export.ExportedProgram, not Block.*backend=\"ao_arm\""):
         share_inputs(Block())  # type: ignore[arg-type]
@@ -290,7 +282,6 @@ def gradients(outputs: tuple[Tensor, ...], model: nn.Module, x: Tensor) -> list[
 
 
 @pytest.mark.slow
-@pytest.mark.x86
 def test_compiled_models_share_inputs_and_so_does_training() -> None:
     model, x = quantized(Pair(both), CONFIGS["int8 asymmetric"][0]), torch.randn(2, 5, K)
     with torch.no_grad():
@@ -306,7 +297,6 @@ def test_compiled_models_share_inputs_and_so_does_training() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.x86
 def test_what_is_computed_anew_in_the_backward_pass_stays_as_it_is() -> None:
     model = quantized(Pair(both), CONFIGS["int8 asymmetric"][0])
     own, others = (torch.ones(2, 5, K).requires_grad_() for _ in range(2))

@@ -63,11 +63,12 @@ Parallel torch_threads() {
                     });
 }
 
-void lend(const Tensor& rows, const std::optional<Tensor>& bias, Tensor& output, Linear* layer) {
+void lend(const Tensor& rows, const std::optional<Tensor>& bias, Tensor& output, ScalarType output_type,
+          Linear* layer) {
     layer->input = rows.const_data_ptr();
     layer->bias = bias ? bias->const_data_ptr() : nullptr;
     layer->output = output.mutable_data_ptr();
-    layer->output_dtype = output.scalar_type() == ScalarType::Int ? DType::kInt32 : *dtype_of(output.scalar_type());
+    layer->output_dtype = output_type == ScalarType::Int ? DType::kInt32 : *dtype_of(output_type);
 }
 
 void run(const Linears& layers) {
@@ -164,7 +165,7 @@ Tensor run_layer(Linear& layer, const Tensor& input, const std::optional<Tensor>
 
     const Tensor rows = as_contiguous(input);
     const std::optional<Tensor> own_bias = as_contiguous(bias);
-    lend(rows, own_bias, output, &layer);
+    lend(rows, own_bias, output, output_type, &layer);
     run({&layer, 1});
     return output;
 }
@@ -181,7 +182,7 @@ std::vector<Tensor> run_layers(std::vector<Linear>& layers, const Tensor& input,
     own_biases.reserve(layers.size());
     for (size_t i = 0; i < layers.size(); ++i) {
         own_biases.push_back(as_contiguous(biases[i]));
-        lend(rows, own_biases[i], outputs[i], &layers[i]);
+        lend(rows, own_biases[i], outputs[i], output_type, &layers[i]);
     }
     for (auto first = layers.begin(); first != layers.end();) {
         const auto end = std::stable_partition(
