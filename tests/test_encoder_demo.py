@@ -47,8 +47,8 @@ def test_a_real_encoder_keeps_its_embeddings(
     options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if cases.EMULATED_CPU:  # torchao's own layers are slow there
-        monkeypatch.setattr(demo_figures, "SENTENCES", encoder.SENTENCES[::24])
-        monkeypatch.setattr(demo_figures, "SUBJECT_OF", encoder.SUBJECT_OF[::24])
+        monkeypatch.setattr(demo_figures, "SENTENCES", encoder.SENTENCES[::12])
+        monkeypatch.setattr(demo_figures, "SUBJECT_OF", encoder.SUBJECT_OF[::12])
     file = tmp_path / "figures.json"
     assert main(["demo", "--no-timing", "--json", str(file), *options]) == 0
     figures = json.loads(file.read_text())

@@ -225,7 +225,7 @@ def test_packing_adds_no_more_than_a_twentieth(n: int, k: int, kernel: str) -> N
 
 @pytest.mark.parametrize(("group_size", "most"), [(32, 1.14), (64, 1.075), (128, 1.045)])
 def test_groups_add_a_few_percent_to_the_nibbles(group_size: int, most: float) -> None:
-    n = 192 if cases.EMULATED_CPU else 768
+    n = 384 if cases.EMULATED_CPU else 768
     weight = packed(n, 768, cases.grouped(group_size))
     assert weight.nbytes == weight.packed_weight.nbytes
     assert weight.nbytes <= most * n * 768 / 2
