@@ -19,7 +19,7 @@ typedef struct Hidden {
     uint8_t index;
     uint8_t shift;
     uint8_t predicate;   // number, or all elements
-    uint8_t lane_bytes;  // of an element in a register, and so bits from one to the next in the predicate
+    uint8_t lane_bytes;  // of an element in a register, and so bits from one to the next in the predicate; 0: no lanes
     uint8_t bytes;       // of an element in memory, of all registers that the instruction names
     uint16_t lanes;      // how many; 0: as many as a vector has
     bool repeated;       // there is one, for all lanes
@@ -122,10 +122,7 @@ static Visibility visibility(uint32_t word, Hidden* hidden) {
             return store(word, hidden);
     }
     if ((word & ~31u) != 0xD50B7420) return SEEN;
-    *hidden = (Hidden){.base = (uint8_t)field(word, 4, 0), .index = NONE, .predicate = NONE};
-    // Of zero registers as of others: address 0 faults.
-    hidden->lane_bytes = 1;
-    hidden->bytes = hidden->aligned = 64;
-    hidden->repeated = true;
+    *hidden =
+        (Hidden){.base = (uint8_t)field(word, 4, 0), .index = NONE, .predicate = NONE, .bytes = 64, .aligned = 64};
     return HIDDEN;
 }

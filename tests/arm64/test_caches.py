@@ -239,12 +239,10 @@ int main(void) {
 """
 
 
-@pytest.fixture(scope="module")
-def program(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program above, for AArch64 with SVE."""
-    folder = tmp_path_factory.mktemp("program")
+def built(machine: Machine, folder: Path, instructions: str) -> Path:
+    """The program above."""
     (folder / "accesses.c").write_text(PROGRAM)
-    flags = ("-O2", "-march=armv8.2-a+sve", "-Wl,-z,now")  # nothing is looked up in a region
+    flags = ("-O2", f"-march={instructions}", "-Wl,-z,now")  # nothing is looked up in a region
     subprocess.run([machine.tools() / "gcc", *flags, "-o", folder / "accesses", folder / "accesses.c"], check=True)
     return folder / "accesses"
 
@@ -253,18 +251,25 @@ def brought(region: Region) -> Brought:
     return sum(fills.first for fills in region.fills), sum(fills.second for fills in region.fills)
 
 
-def test_an_emulated_program_brings_in_what_it_accesses(counter: Counter, program: Path) -> None:
-    regions = counter.run("neoverse-v1", [program], dict(os.environ), TARGETS["neoverse-v1"].caches)
-    cases = {region.label.partition("; ")[0]: region for region in regions[1:]}
-    assert len(cases) == len(regions) - 1 == 55
-    for case, region in cases.items():
+@pytest.mark.parametrize(
+    ("cpu", "instructions", "cases"), [("neoverse-v1", "armv8.2-a+sve", 55), ("neoverse-n1", "armv8.2-a", 10)]
+)
+def test_an_emulated_program_brings_in_what_it_accesses(
+    counter: Counter, machine: Machine, tmp_path: Path, cpu: str, instructions: str, cases: int
+) -> None:
+    program = built(machine, tmp_path, instructions)
+    _, *regions = counter.run(cpu, [program], dict(os.environ), TARGETS[cpu].caches)
+    by_case = {region.label.partition("; ")[0]: region for region in regions}
+    assert len(by_case) == len(regions) == cases
+    for case, region in by_case.items():
         expected = tuple(map(int, region.label.partition("; ")[2].split()))
         # Beside large buffers, a little is the program's stack and libraries, which come back.
         few = 8 if expected[0] > 16 else 0
         assert brought(region) == pytest.approx(expected, abs=few), case
 
 
-def test_accesses_that_are_not_modelled_are_no_measurement(counter: Counter, program: Path) -> None:
+def test_accesses_that_are_not_modelled_are_no_measurement(counter: Counter, machine: Machine, tmp_path: Path) -> None:
+    program = built(machine, tmp_path, "armv8.2-a+sve")
     with pytest.raises(CountingError, match="1 accesses to memory are not modelled: they are of gathers"):
         counter.run("neoverse-v1", [program], {**os.environ, "GATHERS": "1"}, TARGETS["neoverse-v1"].caches)
 
