@@ -5,7 +5,7 @@ The library states its schemas too, as it may be loaded without Python; where th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -78,6 +78,15 @@ def _check_matrix(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must be a matrix with rows and columns, not of shape {tuple(tensor.shape)}")
 
 
+def _check_counts(packed_weights: Sequence[Tensor], **lists: Sequence[object]) -> None:
+    count = len(packed_weights)
+    if count == 0:
+        raise ValueError("packed_weights must hold one weight at least")
+    for name, given in lists.items():
+        if len(given) != count:
+            raise ValueError(f"{name} must have one element for each of the {count} packed_weights, not {len(given)}")
+
+
 def _columns(weight_scale: Tensor) -> int:
     """How many columns an output has."""
     if weight_scale.dim() != 1:
@@ -93,6 +102,22 @@ def linear_int8_dynamic(
     check_float("input", input.dtype)
     _check_devices(input, {"packed_weight": packed_weight, "weight_scale": weight_scale, "bias": bias})
     return input.new_empty((*input.shape[:-1], _columns(weight_scale)))
+
+
+@_op
+def linear_int8_dynamic_shared(
+    input: Tensor,
+    packed_weights: Sequence[Tensor],
+    weight_scales: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    symmetric: bool,
+    per_token: bool,
+) -> list[Tensor]:
+    check_float("input", input.dtype)
+    _check_counts(packed_weights, weight_scales=weight_scales, biases=biases)
+    for packed_weight, weight_scale, bias in zip(packed_weights, weight_scales, biases, strict=True):
+        _check_devices(input, {"packed_weight": packed_weight, "weight_scale": weight_scale, "bias": bias})
+    return [input.new_empty((*input.shape[:-1], _columns(weight_scale))) for weight_scale in weight_scales]
 
 
 @_op
@@ -204,6 +229,17 @@ def linear_qta8a_qga4w(
     _check_devices(input, others)
     dtype = torch.float32 if input.dtype == torch.int8 else input.dtype
     return input.new_empty((*input.shape[:-1], n), dtype=dtype)
+
+
+@_op
+def linear_qta8a_qga4w_shared(
+    input: Tensor, packed_weights: Sequence[Tensor], n: Sequence[int], biases: Sequence[Tensor | None]
+) -> list[Tensor]:
+    check_float("input", input.dtype)
+    _check_counts(packed_weights, n=n, biases=biases)
+    for packed_weight, bias in zip(packed_weights, biases, strict=True):
+        _check_devices(input, {"packed_weight": packed_weight, "bias": bias})
+    return [input.new_empty((*input.shape[:-1], columns)) for columns in n]
 
 
 @_op

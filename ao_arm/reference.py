@@ -5,6 +5,8 @@ The order of floating-point operations here is the one every kernel follows, so 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -77,6 +79,19 @@ def linear_int8_dynamic(
     rows = input.reshape(-1, input.shape[-1])
     tokens = quantize_activations(rows, symmetric, per_token)
     return _scaled_products(*tokens, qdata, weight_scale, bias, input.dtype, input.shape)
+
+
+def linear_int8_dynamic_shared(
+    input: Tensor,
+    qdata: Sequence[Tensor],
+    weight_scales: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    symmetric: bool,
+    per_token: bool,
+) -> list[Tensor]:
+    """What ``linear_int8_dynamic`` computes for each of several weights: lists of these, of any numbers of channels."""
+    weights = zip(qdata, weight_scales, biases, strict=True)
+    return [linear_int8_dynamic(input, *weight, symmetric, per_token) for weight in weights]
 
 
 def linear_int8_quantized(
@@ -249,6 +264,17 @@ def linear_qta8a_qga4w(
         output = output.clamp(output_min, output_max)
     dtype = torch.float32 if input.dtype == torch.int8 else input.dtype
     return output.to(dtype).reshape(*input.shape[:-1], qdata.shape[0])
+
+
+def linear_qta8a_qga4w_shared(
+    input: Tensor,
+    qdata: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    zero_point: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """What ``linear_qta8a_qga4w`` computes of floats for each of several weights: lists of these, of any groups."""
+    return [linear_qta8a_qga4w(input, *weight) for weight in zip(qdata, scale, zero_point, biases, strict=True)]
 
 
 def magnitude_qta8a_qga4w(

@@ -43,7 +43,6 @@ OF_TORCH = re.compile(
     r"|is not implemented|not supported|Overflow when unpacking|doesn't have storage|invalid size|negative dimension",
     re.IGNORECASE,
 )
-N, K, M, GROUP = 21, 96, 5, 32
 
 
 def right_arguments(op: str) -> dict[str, Any]:
@@ -54,10 +53,14 @@ def right_arguments(op: str) -> dict[str, Any]:
     packs = op.startswith("pack_")
     packed = _ops.pack_int4(qdata, scale, None, "") if int4 else _ops.pack_int8(qdata, "")
     static = op == "linear_int8_static"
+    shared = op.endswith("_shared")
     return {
         "input": torch.randn(M, K),
         "qdata": qdata if packs else torch.randint(-128, 128, (M, K), dtype=torch.int8),
         "packed_weight": packed,
+        "packed_weights": [packed, packed.clone()],
+        "weight_scales": [torch.rand(N), torch.rand(N)],
+        "biases": [torch.randn(N), torch.randn(N)],
         "weight_scale": torch.rand(N),
         "bias": torch.randn(N),
         "act_scale": torch.rand(M),
@@ -76,7 +79,7 @@ def right_arguments(op: str) -> dict[str, Any]:
         "output_max": 1.0,
         "kernel": "",
         "forced": "",
-        "n": N,
+        "n": [N, N] if shared else N,
         "k": K,
         "group_size": GROUP,
         "float_scales": True,
@@ -162,6 +165,12 @@ def changed_tensors(draw: st.DrawFn, tensor: Tensor) -> Tensor:
 
 def changed(draw: st.DrawFn, kind: str, value: Any) -> Any:
     """Another value for an argument of this type."""
+    if isinstance(value, list):
+        if draw(st.booleans()):
+            return value[:1] * draw(st.integers(0, 3))
+        at = draw(st.integers(0, len(value) - 1))
+        element = kind.removeprefix("List[").removesuffix("]")
+        return [*value[:at], changed(draw, element, value[at]), *value[at + 1 :]]
     optional = kind.startswith("Optional")
     if optional and draw(st.booleans()):
         return None
@@ -194,6 +203,8 @@ def calls(draw: st.DrawFn) -> Call:
 
 def described(op: str, arguments: dict[str, Any]) -> str:
     def of(value: Any) -> str:
+        if isinstance(value, list):
+            return f"[{', '.join(map(of, value))}]"
         if not isinstance(value, Tensor):
             return repr(value)
         strides = "" if value.layout != torch.strided else f" strides {value.stride()}"
@@ -216,7 +227,7 @@ def outcome(op: str, arguments: dict[str, Any]) -> str:
     except (RuntimeError, TypeError, OverflowError) as error:
         assert OF_TORCH.search(str(error)), f"{type(error).__name__}: {error}"
         return "refused by torch"
-    for tensor in result if isinstance(result, tuple) else (result,):
+    for tensor in result if isinstance(result, list | tuple) else (result,):
         if isinstance(tensor, Tensor) and tensor.device.type == "cpu":
             tensor.clone()  # all of it is there
     return "served"

@@ -20,6 +20,7 @@ from torchao.quantization import FqnToConfig, MappingType, quantize_
 
 import ao_arm
 from ao_arm import _library
+from ao_arm.passes import share_inputs
 
 K, HIDDEN, N = 96, 200, 64
 MS = (2, 5, 64, 2048)
@@ -135,11 +136,29 @@ def test_a_process_need_not_import_ao_arm_to_load_a_program(tmp_path: Path) -> N
     assert in_a_fresh_process(LOAD_PROGRAM, tmp_path / "program.pt2", pairs) == "equal\n"
 
 
+class Branches(torch.nn.Module):
+    """The model, and beside it two pairs of layers that share its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = quantized_model()
+        self.pairs = torch.nn.ModuleList(torch.nn.Linear(K, 40, bias=at % 2 == 0) for at in range(4)).eval()
+        quantize_(self.pairs[:2], ao_arm.acl_int8_dynamic())
+        quantize_(self.pairs[2:], ao_arm.acl_int4_grouped(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The products of the pairs, added to what the model gives."""
+        a, b, c, d = (layer(x) for layer in self.pairs)
+        return self.model(x) + a * b + c * d
+
+
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model compiled ahead of time."""
+    """The model compiled ahead of time, with layers that share their input."""
     path = tmp_path_factory.mktemp("package") / "package.pt2"
-    torch._inductor.aoti_compile_and_package(exported(quantized_model()), package_path=str(path))
+    program = share_inputs(exported(Branches()))
+    assert [str(node.target).count("_shared") for node in program.graph.nodes].count(1) == 2
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     return path
 
 
@@ -161,7 +180,7 @@ assert "ao_arm" not in sys.modules and "torchao" not in sys.modules
 @pytest.mark.x86
 @pytest.mark.slow
 def test_a_package_runs_with_torch_and_the_library_alone(package: Path, tmp_path: Path) -> None:
-    pairs = with_inputs_and_results(tmp_path, quantized_model())
+    pairs = with_inputs_and_results(tmp_path, Branches())
     assert in_a_fresh_process(LOAD_PACKAGE, _library.PATH, package, pairs) == "equal\n"
 
 
@@ -230,8 +249,8 @@ def test_a_program_with_packed_bytes_of_a_foreign_kernel(kernel: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", FOREIGN)
 def test_a_package_with_packed_bytes_of_a_foreign_kernel(kernel: str, package: Path, tmp_path: Path) -> None:
-    assert rename_kernels_in(package, tmp_path / "foreign.pt2", kernel) == 3
-    pairs = with_inputs_and_results(tmp_path, quantized_model())
+    assert rename_kernels_in(package, tmp_path / "foreign.pt2", kernel) == 7
+    pairs = with_inputs_and_results(tmp_path, Branches())
     printed = in_a_fresh_process(LOAD_PACKAGE, _library.PATH, tmp_path / "foreign.pt2", pairs)
     for part in (f"packed by the kernel {kernel}", FOREIGN[kernel], WHAT_TO_DO):
         assert part in printed

@@ -308,13 +308,14 @@ def test_an_output_quantization_that_is_none_stays_outside(scale: float, zero_po
 
 
 @pytest.mark.x86
-def test_inputs_that_change_after_they_were_quantized() -> None:
+@pytest.mark.parametrize("part", [lambda x: x, lambda x: x.chunk(2)[0]], ids=["whole", "a part"])
+def test_inputs_that_change_after_they_were_quantized(part: Callable[[Tensor], Tensor]) -> None:
     layer = Layer(TokensByTorchao(), ChannelsByTorchao(N, K))
 
     class Changing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             x = x * 1
-            activations = layer.activations(x)
+            activations = layer.activations(part(x))
             x.mul_(3)
             return nn.functional.linear(activations, layer.weight()) + x.sum()
 

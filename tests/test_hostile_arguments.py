@@ -10,6 +10,7 @@ import pytest
 import torch
 from packed_headers import HEADER, HEADER_BYTES, checksum, forged, with_header
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ao_arm import _ops
 
@@ -108,6 +109,10 @@ def tensors_of_calls() -> dict[str, tuple[Any, list[Any]]]:
     one, zero, scales, zeros = torch.ones(1), torch.zeros(1, dtype=torch.int8), torch.ones(5), torch.zeros(5).int()
     return {
         "linear_int8_dynamic": (_ops.linear_int8_dynamic, [x, packed, scale, bias, True, True]),
+        "linear_int8_dynamic_shared": (
+            _ops.linear_int8_dynamic_shared,
+            [x, [packed, packed.clone()], [scale, scale.clone()], [bias, None], True, True],
+        ),
         "linear_int8_quantized": (
             _ops.linear_int8_quantized,
             [q, scales, zeros, packed, scale, bias, torch.float32],
@@ -116,6 +121,10 @@ def tensors_of_calls() -> dict[str, tuple[Any, list[Any]]]:
         "matmul_int8": (_ops.matmul_int8, [q, packed]),
         "quantize_activations": (_ops.quantize_activations, [x, True]),
         "linear_qta8a_qga4w": (_ops.linear_qta8a_qga4w, [x, packed4, n, bias, scales, zeros]),
+        "linear_qta8a_qga4w_shared": (
+            _ops.linear_qta8a_qga4w_shared,
+            [x, [packed4, packed4.clone()], [n, n], [None, bias]],
+        ),
         "pack_int8": (_ops.pack_int8, [cases.int8_values(n, k), ""]),
         "unpack_int8": (_ops.unpack_int8, [packed, n, k, rows]),
         "pack_int4": (_ops.pack_int4, [qdata4, torch.ones(n, 3), torch.ones(n, 3, dtype=torch.int8), ""]),
@@ -133,10 +142,18 @@ def in_turn(name: str, change: Callable[[Tensor], Tensor]) -> list[tuple[Any, li
     _ops.call(op, *args)
     calls = []
     for at, argument in enumerate(args):
-        if isinstance(argument, Tensor):
-            calls.append((op, [*args[:at], change(argument.clone()), *args[at + 1 :]]))
+        if isinstance(argument, list):
+            others = [[*argument[:i], other, *argument[i + 1 :]] for i, other in changed_tensors(argument, change)]
+        else:
+            others = [other for _, other in changed_tensors([argument], change)]
+        calls += [(op, [*args[:at], other, *args[at + 1 :]]) for other in others]
     assert calls
     return calls
+
+
+def changed_tensors(values: list[Any], change: Callable[[Tensor], Tensor]) -> list[tuple[int, Tensor]]:
+    """The tensors among some values, each changed, with their places."""
+    return [(at, change(value.clone())) for at, value in enumerate(values) if isinstance(value, Tensor)]
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -220,12 +237,13 @@ def test_wrong_tensors_are_errors_of_python(name: str, change: Callable[[Tensor]
 )
 def test_any_strides_give_what_copies_give_or_are_refused(name: str, change: Callable[[Tensor], Tensor]) -> None:
     for op, args in in_turn(name, change):
-        copies = [argument.clone().contiguous() if isinstance(argument, Tensor) else argument for argument in args]
+        copies = tree_map_only(Tensor, lambda tensor: tensor.clone().contiguous(), args)
         try:
-            result = _ops.call(op, *args)
+            results = _ops.call(op, *args)
         except ValueError:
             continue
-        assert torch.equal(result, _ops.call(op, *copies))
+        pairs = zip(tree_leaves(results), tree_leaves(_ops.call(op, *copies)), strict=True)
+        assert all(torch.equal(result, of_copies) for result, of_copies in pairs)
 
 
 def test_sizes_on_the_meta_device_are_checked() -> None:

@@ -22,9 +22,11 @@ NAMES = re.findall(r'library\.def\(\s*"(\w+)\(', REGISTRATIONS)
 PLAIN = {
     "matmul_int8": {"packed_weight": ["weight"]},
     "linear_int8_dynamic": {"packed_weight": ["qdata"]},
+    "linear_int8_dynamic_shared": {"packed_weights": ["qdata"]},
     "linear_int8_quantized": {"packed_weight": ["weight"]},
     "linear_int8_static": {"packed_weight": ["qdata"]},
     "linear_qta8a_qga4w": {"packed_weight": ["qdata", "scale", "zero_point"], "n": []},
+    "linear_qta8a_qga4w_shared": {"packed_weights": ["qdata", "scale", "zero_point"], "n": []},
     "quantize_activations": {},
 }
 TYPES = {"int": int, "bool": bool, "str": str, "Tensor": torch.Tensor}

@@ -9,15 +9,18 @@ from .chains import chain_static_layers
 if TYPE_CHECKING:
     from .compiler import compiled_reports, register_with_inductor
     from .fusion import FusedLayer, FusionReport, fuse, fuse_
+    from .shared_inputs import SharedInput, share_inputs
 
 __all__ = [
     "FusedLayer",
     "FusionReport",
+    "SharedInput",
     "chain_static_layers",
     "compiled_reports",
     "fuse",
     "fuse_",
     "register_with_inductor",
+    "share_inputs",
 ]
 
 #: Imported when they are used first: Inductor, which they need, takes a second.
@@ -25,6 +28,7 @@ _MODULES = {
     "compiled_reports": "compiler",
     "register_with_inductor": "compiler",
     **dict.fromkeys(("FusedLayer", "FusionReport", "fuse", "fuse_"), "fusion"),
+    **dict.fromkeys(("SharedInput", "share_inputs"), "shared_inputs"),
 }
 
 

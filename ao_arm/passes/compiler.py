@@ -1,4 +1,4 @@
-"""torch.compile with the fusion of quantized linear layers: a backend, and the same as a pass for Inductor."""
+"""torch.compile with quantized layers fused, and inputs shared: a backend, and the same as a pass for Inductor."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .constants import Constants, with_values
 from .fusion import FusionReport, fuse_layers, warn_of_left
+from .shared_inputs import share_in_graph
 
 _NOTHING_IS_HELD = (
     "This graph takes weights as inputs: set torch._inductor.config.freezing = True before and call the model in "
@@ -42,7 +43,10 @@ class FuseQuantizedLinear(CustomGraphPass):
         self.read: list[Tensor] = []
 
     def __call__(self, graph: Graph) -> None:
-        """Fuses in place what the graph of a whole model has; its parameters and buffers are known here."""
+        """Fuses in place what the graph of a whole model has, then lets layers share their inputs.
+
+        The model's parameters and buffers are known here.
+        """
         module = graph.owning_module
         if module is None:
             return
@@ -50,6 +54,7 @@ class FuseQuantizedLinear(CustomGraphPass):
         with with_values():
             constants = Constants(module, {name: tensor.detach() for name, tensor in known.items()})
         report = fuse_layers(module, constants, torch.ops.prims.convert_element_type.default)
+        report.shared = share_in_graph(graph)
         self.read += [tensor for name, tensor in known.items() if name in constants.read]
         mode = torch._guards.detect_fake_mode([node.meta.get("val") for node in graph.nodes])
         if mode is not None and report.fused:  # packed weights are attributes of the graph, with values

@@ -59,7 +59,7 @@ class Constants:
             return True
         if node.op == "placeholder":
             return node.name in self._inputs
-        return _is_pure(node) and all(self.is_constant(needed) for needed in node.all_input_nodes)
+        return is_pure(node) and all(self.is_constant(needed) for needed in node.all_input_nodes)
 
     def _evaluated(self, node: Node) -> Tensor | None:
         if not self.is_constant(node):
@@ -79,7 +79,8 @@ class Constants:
         return value
 
 
-def _is_pure(node: Node) -> bool:
+def is_pure(node: Node) -> bool:
+    """Whether a call gives the same whenever its inputs are, and has no effects."""
     if node.op != "call_function":
         return False
     if not isinstance(node.target, torch._ops.OpOverload):

@@ -21,6 +21,7 @@ from .mutations import base_of
 from .names import name_of
 from .program import program_with
 from .replacing import Replacer, check
+from .shared_inputs import SharedInput
 from .values import complete_values
 
 _FINDERS: dict[Any, Callable[[Node, Constants], Layer | None]] = {
@@ -47,7 +48,13 @@ class FusedLayer:
 
 
 class FusionReport(tuple[FusedLayer, ...]):
-    """The quantized linear layers that a pass met; prints as a table."""
+    """The quantized linear layers that a pass met; prints as a table.
+
+    Attributes:
+        shared: of a compiled graph, layers that became one call as they have the same input.
+    """
+
+    shared: tuple[SharedInput, ...] = ()
 
     @property
     def fused(self) -> tuple[FusedLayer, ...]:
@@ -60,14 +67,17 @@ class FusionReport(tuple[FusedLayer, ...]):
         return tuple(layer for layer in self if layer.reason)
 
     def __str__(self) -> str:
+        shares = [str(shared) for shared in self.shared]
         if not self:
-            return "no quantized linear layers"
+            return "\n".join(shares or ["no quantized linear layers"])
         rows = [
             (layer.name, "?" if layer.shape is None else "{} x {}".format(*layer.shape), layer.op or "as it was")
             for layer in self
         ]
         lines = text_table.with_rule(("layer", "n x k", "op"), rows)
-        return "\n".join([*lines, *(f"{layer.name} was left as it was: {layer.reason}" for layer in self.left)])
+        return "\n".join(
+            [*lines, *(f"{layer.name} was left as it was: {layer.reason}" for layer in self.left), *shares]
+        )
 
 
 def fuse(program: ExportedProgram) -> ExportedProgram:

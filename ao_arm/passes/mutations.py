@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ def changes_in_place(graph: Graph) -> dict[Node, list[Node]]:
 
 def _aliased(node: Node) -> Node | None:
     """What ``node`` shares its memory with, or may share it with."""
+    if node.target is operator.getitem:  # of what an op gives: parts of its input, for one
+        return node.args[0]  # type: ignore[return-value]
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return None
     schema = node.target._schema

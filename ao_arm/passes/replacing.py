@@ -16,11 +16,9 @@ from ..quantize import FLOATS
 from ..tensor import ACLPackedTensor
 from .layers import Activations, Layer, Unfit, Weight
 from .matching import aten, dtype_of, is_view, shape_of, without
+from .names import KEPT_META
 from .values import fake_mode_of, value_of_call
 
-#: What a new node takes over of the product that it replaces: where it comes from. (What Inductor notes of a node's
-#: arguments is true of that node's arguments only.)
-_KEPT_META = ("nn_module_stack", "stack_trace")
 #: Steps of float32 within which a scale is looked for that has a wanted reciprocal.
 _NEIGHBOURS = (0, 1, -1, 2, -2)
 
@@ -62,7 +60,7 @@ class Replacer:
             raise Unfit(str(error)) from None
         layer.node.replace_all_uses_with(made)
         product = layer.between[-1] if layer.between else layer.node
-        made.meta.update({name: product.meta[name] for name in _KEPT_META if name in product.meta})
+        made.meta.update({name: product.meta[name] for name in KEPT_META if name in product.meta})
         for node in (layer.node, *layer.between):
             for user in list(node.users):  # checks of a value that there is no longer
                 self._graph.erase_node(user)

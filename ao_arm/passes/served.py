@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from .. import _ops
 from .constants import Constants
 from .matching import arguments, dtype_of
 from .names import name_of
+from .shared_inputs import SHARINGS
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,19 @@ def served_layers(module: GraphModule, constants: Constants) -> Iterator[ServedL
             given = arguments(node)
             packed = constants.value(given["packed_weight"])
             yield ServedLayer(name_of(node), _SCHEMES[node.target](given), packed)
+        elif node.op == "call_function" and node.target in _SHARED:
+            yield from _sharing(node, constants)
+
+
+def _sharing(call: Node, constants: Constants) -> Iterator[ServedLayer]:
+    """The layers of a call that serves several: each is named by what takes its output."""
+    op, sharing = _SHARED[call.target]
+    takers = {user.args[1]: user for user in call.users if user.target is operator.getitem}
+    layers = sharing.each(call)
+    for place, given in enumerate(layers):
+        name = name_of(takers[place]) if place in takers else f"{call.name}[{place}]"
+        scheme = f"{_SCHEMES[op](given)}, input shared by {len(layers)}"
+        yield ServedLayer(name, scheme, constants.value(given["packed_weight"]))
 
 
 def _dynamic(given: dict[str, Any]) -> str:
@@ -55,7 +70,7 @@ def _quantized(given: dict[str, Any]) -> str:
 
 
 def _grouped(given: dict[str, Any]) -> str:
-    activations = "asymmetric" if given["act_scale"] is None else "quantized in the graph"
+    activations = "asymmetric" if given.get("act_scale") is None else "quantized in the graph"
     return f"int4 grouped ({activations}, per_token x {{weights}})"
 
 
@@ -69,3 +84,5 @@ _SCHEMES: dict[Any, Callable[[dict[str, Any]], str]] = {
     _ops.linear_int8_quantized: _quantized,
     _ops.linear_qta8a_qga4w: _grouped,
 }
+#: By an op that serves several layers, the op that serves one, and how it becomes the other.
+_SHARED = {sharing.op: (op, sharing) for op, sharing in SHARINGS.items()}

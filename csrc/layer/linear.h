@@ -45,30 +45,45 @@ struct Linear {
     int32_t multiplied_zero_point() const { return input_zero_point + (multiplies_uint8() ? 128 : 0); }
 };
 
-class Epilogue;
+// Layers of one call: one, or several that multiply the same activations. All but the weight, its scales, the bias and
+// the output is the same in each, and any two share_activations.
+struct Linears {
+    const Linear* first;
+    int64_t count;
 
-// How many of the threads a call of the layer is quickest with.
-Team best_team(const Linear& layer, int64_t threads);
+    const Linear* begin() const { return first; }
+    const Linear* end() const { return first + count; }
+};
 
-// A layer's call, planned for a team of threads, of which there are `parallel.threads()` at most.
+// Whether layers with the same input can be in one call: their kernels multiply the same lhs blocks.
+bool share_activations(const Linear& a, const Linear& b);
+
+// How many of the threads a call of the layers is quickest with.
+Team best_team(const Linears& layers, int64_t threads);
+
+// A call of layers, which it refers to, planned for a team of threads, of which there are `parallel.threads()` at most.
+// Activations are quantized once.
 class LinearCall {
    public:
-    LinearCall(const Linear& layer, const Parallel& parallel)
-        : LinearCall(layer, parallel, best_team(layer, parallel.threads())) {}
-    LinearCall(const Linear& layer, const Parallel& parallel, const Team& team);
+    LinearCall(const Linear& layer, const Parallel& parallel) : LinearCall({&layer, 1}, parallel) {}
+    LinearCall(const Linears& layers, const Parallel& parallel)
+        : LinearCall(layers, parallel, best_team(layers, parallel.threads())) {}
+    LinearCall(const Linears& layers, const Parallel& parallel, const Team& team);
 
     int64_t scratch_bytes() const;
 
-    // `scratch` is 64-byte aligned. False if the kernel's library failed; the output is then unspecified.
+    // `scratch` is 64-byte aligned. False if the kernel's library failed; the outputs are then unspecified.
     bool run(uint8_t* scratch) const;
 
    private:
     struct Scratch;
 
     bool multiply_share(const Scratch& scratch, const Cut& cut, int64_t share, int64_t begin,
-                        const Epilogue& epilogue) const;
+                        bool has_zero_points) const;
+    bool multiply_part(const Linear& layer, const Rectangle& part, const Scratch& scratch, uint8_t* own, int64_t begin,
+                       bool has_zero_points) const;
 
-    Linear layer_;
+    Linears layers_;
     Parallel parallel_;
     Team team_;
     int64_t stretch_rows_;  // rows are taken in stretches whose quantized form stays small

@@ -28,6 +28,15 @@ Linear checked_layer(const Tensor& input, const char* input_name, const Tensor& 
     return layer;
 }
 
+Linear checked_dynamic(const Tensor& input, const Tensor& packed_weight, const Tensor& weight_scale,
+                       const std::optional<Tensor>& bias, bool symmetric, bool per_token) {
+    Linear layer = checked_layer(input, "input", packed_weight, weight_scale, bias);
+    layer.input_dtype = checked_float(input, "input");
+    layer.activation_scale = per_token ? ActivationScale::kPerToken : ActivationScale::kPerTensor;
+    layer.activation_symmetric = symmetric;
+    return layer;
+}
+
 // A scale and a zero point whose type tells which integers they stand for.
 struct Quantization {
     DType dtype;
@@ -58,11 +67,30 @@ Quantization checked_quantization(const Tensor& scale, const Tensor& zero_point,
 
 Tensor linear_int8_dynamic(const Tensor& input, const Tensor& packed_weight, const Tensor& weight_scale,
                            const std::optional<Tensor>& bias, bool symmetric, bool per_token) {
-    Linear layer = checked_layer(input, "input", packed_weight, weight_scale, bias);
-    layer.input_dtype = checked_float(input, "input");
-    layer.activation_scale = per_token ? ActivationScale::kPerToken : ActivationScale::kPerTensor;
-    layer.activation_symmetric = symmetric;
+    Linear layer = checked_dynamic(input, packed_weight, weight_scale, bias, symmetric, per_token);
     return run_layer(layer, input, bias, input.scalar_type());
+}
+
+std::vector<Tensor> linear_int8_dynamic_shared(const Tensor& input, const std::vector<Tensor>& packed_weights,
+                                               const std::vector<Tensor>& weight_scales,
+                                               const std::vector<std::optional<Tensor>>& biases, bool symmetric,
+                                               bool per_token) {
+    const size_t count = packed_weights.size();
+    check_counts(count, {{"weight_scales", weight_scales.size()}, {"biases", biases.size()}});
+    std::vector<Linear> layers;
+    layers.reserve(count);
+    check_each(count, [&](size_t i) {
+        layers.push_back(checked_dynamic(input, packed_weights[i], weight_scales[i], biases[i], symmetric, per_token));
+    });
+    return run_layers(layers, input, biases, input.scalar_type());
+}
+
+std::vector<Tensor> linear_int8_dynamic_shared_settling(const Tensor& input, const std::vector<Tensor>& packed_weights,
+                                                        const std::vector<Tensor>& weight_scales,
+                                                        const std::vector<std::optional<Tensor>>& biases,
+                                                        bool symmetric, bool per_token) {
+    return linear_int8_dynamic_shared(settled(input), settled(packed_weights), settled(weight_scales), settled(biases),
+                                      symmetric, per_token);
 }
 
 Tensor linear_int8_quantized(const Tensor& qdata, const Tensor& act_scale, const std::optional<Tensor>& act_zero_point,

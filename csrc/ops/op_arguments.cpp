@@ -139,6 +139,14 @@ DType checked_bias(const std::optional<Tensor>& bias, int64_t n) {
     return dtype;
 }
 
+void check_counts(size_t count, std::initializer_list<std::pair<const char*, size_t>> lists) {
+    if (count == 0) fail("packed_weights must hold one weight at least");
+    for (const auto& [name, size] : lists)
+        if (size != count)
+            fail(std::string(name) + " must have one element for each of the " + std::to_string(count) +
+                 " packed_weights, not " + std::to_string(size));
+}
+
 Bounds checked_bounds(std::optional<double> output_min, std::optional<double> output_max) {
     const Bounds bounds = {static_cast<float>(output_min.value_or(-INFINITY)),
                            static_cast<float>(output_max.value_or(INFINITY))};

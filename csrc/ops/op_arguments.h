@@ -4,8 +4,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "core/problem.h"
 #include "layer/kernel_table.h"
@@ -56,6 +58,9 @@ int64_t checked_rows(const Tensor& input, const char* name, int64_t n, int64_t k
 // The type of a bias of n elements; that of none is of no use.
 DType checked_bias(const std::optional<Tensor>& bias, int64_t n);
 
+// That lists, named so, have one element for each of `count` weights, of which there is one at least.
+void check_counts(size_t count, std::initializer_list<std::pair<const char*, size_t>> lists);
+
 // What outputs are clamped to; infinite where there is no bound.
 struct Bounds {
     float least;
@@ -76,6 +81,17 @@ inline Problem int4_problem(int64_t n, int64_t k, int64_t group_size, bool float
 
 // A packed weight, after checking that it is one of this scheme that can be used here.
 PackedWeight opened(const Tensor& packed_weight, Scheme scheme);
+
+// Calls check(i) for each of `count` weights; what it throws then says which one it is about.
+template <class Check>
+void check_each(size_t count, const Check& check) {
+    for (size_t i = 0; i < count; ++i) try {
+            check(i);
+        } catch (const std::runtime_error& error) {
+            throw std::runtime_error(error.what() + (" (weight " + std::to_string(i) + " of " + std::to_string(count)) +
+                                     ", counted from 0)");
+        }
+}
 
 // What select_kernel chooses; fails where there is none.
 const Kernel& usable_kernel(const Problem& problem, const std::string& id);

@@ -63,6 +63,20 @@ Parallel torch_threads() {
                     });
 }
 
+void lend(const Tensor& rows, const std::optional<Tensor>& bias, Tensor& output, Linear* layer) {
+    layer->input = rows.const_data_ptr();
+    layer->bias = bias ? bias->const_data_ptr() : nullptr;
+    layer->output = output.mutable_data_ptr();
+    layer->output_dtype = output.scalar_type() == ScalarType::Int ? DType::kInt32 : *dtype_of(output.scalar_type());
+}
+
+void run(const Linears& layers) {
+    const LinearCall call(layers, torch_threads());
+    if (!call.run(thread_scratch(call.scratch_bytes())))
+        fail(std::string("kernel ") + layers.first->weight.kernel->id +
+             " failed; force another with AO_ARM_KERNEL and pack again");
+}
+
 }  // namespace
 
 Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
@@ -100,6 +114,21 @@ std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
     return tensor ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
 }
 
+Tensor settled(const Tensor& tensor) { return torch::stable::clone(tensor); }
+
+std::vector<Tensor> settled(const std::vector<Tensor>& tensors) {
+    std::vector<Tensor> copies;
+    for (const Tensor& tensor : tensors) copies.push_back(settled(tensor));
+    return copies;
+}
+
+std::vector<std::optional<Tensor>> settled(const std::vector<std::optional<Tensor>>& tensors) {
+    std::vector<std::optional<Tensor>> copies;
+    for (const std::optional<Tensor>& tensor : tensors)
+        copies.push_back(tensor ? std::optional<Tensor>(settled(*tensor)) : std::nullopt);
+    return copies;
+}
+
 void GivenTokens::lend_to(Linear* layer) const {
     layer->activation_scale = ActivationScale::kGiven;
     layer->token_scale = scale.data();
@@ -134,16 +163,33 @@ Tensor run_layer(Linear& layer, const Tensor& input, const std::optional<Tensor>
     if (layer.m == 0) return output;
 
     const Tensor rows = as_contiguous(input);
-    const std::optional<Tensor> biases = as_contiguous(bias);
-    layer.input = rows.const_data_ptr();
-    layer.bias = biases ? biases->const_data_ptr() : nullptr;
-    layer.output = output.mutable_data_ptr();
-    layer.output_dtype = output_type == ScalarType::Int ? DType::kInt32 : *dtype_of(output_type);
-    const LinearCall call(layer, torch_threads());
-    if (!call.run(thread_scratch(call.scratch_bytes())))
-        fail(std::string("kernel ") + layer.weight.kernel->id +
-             " failed; force another with AO_ARM_KERNEL and pack again");
+    const std::optional<Tensor> own_bias = as_contiguous(bias);
+    lend(rows, own_bias, output, &layer);
+    run({&layer, 1});
     return output;
+}
+
+std::vector<Tensor> run_layers(std::vector<Linear>& layers, const Tensor& input,
+                               const std::vector<std::optional<Tensor>>& biases, ScalarType output_type) {
+    std::vector<Tensor> outputs;
+    outputs.reserve(layers.size());
+    for (const Linear& layer : layers) outputs.push_back(empty_output(input, layer.weight.problem.n, output_type));
+    if (layers.front().m == 0) return outputs;
+
+    const Tensor rows = as_contiguous(input);
+    std::vector<std::optional<Tensor>> own_biases;
+    own_biases.reserve(layers.size());
+    for (size_t i = 0; i < layers.size(); ++i) {
+        own_biases.push_back(as_contiguous(biases[i]));
+        lend(rows, own_biases[i], outputs[i], &layers[i]);
+    }
+    for (auto first = layers.begin(); first != layers.end();) {
+        const auto end = std::stable_partition(
+            first, layers.end(), [&, like = *first](const Linear& layer) { return share_activations(like, layer); });
+        run({&*first, end - first});
+        first = end;
+    }
+    return outputs;
 }
 
 }  // namespace ao_arm

@@ -22,6 +22,11 @@ Tensor empty_output(const Tensor& input, int64_t n, ScalarType type);
 Tensor as_contiguous(const Tensor& tensor);
 std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor);
 
+// Copies that are what they stand for: of a negated view torch has the elements as they were before.
+Tensor settled(const Tensor& tensor);
+std::vector<Tensor> settled(const std::vector<Tensor>& tensors);
+std::vector<std::optional<Tensor>> settled(const std::vector<std::optional<Tensor>>& tensors);
+
 // What a caller gives of quantized activations, as the driver takes it: one for each token.
 struct GivenTokens {
     std::vector<float> scale;
@@ -38,5 +43,9 @@ GivenTokens given_tokens(const Tensor& act_scale, const std::optional<Tensor>& a
 // Runs a layer whose input and bias are these and whose output has n columns more than the input has dimensions before
 // its last, on torch's threads. `layer` lacks these three, and m rows are those of the input.
 Tensor run_layer(Linear& layer, const Tensor& input, const std::optional<Tensor>& bias, ScalarType output_type);
+
+// The same of layers that have this input in common, each with its bias. Those that share_activations are one call.
+std::vector<Tensor> run_layers(std::vector<Linear>& layers, const Tensor& input,
+                               const std::vector<std::optional<Tensor>>& biases, ScalarType output_type);
 
 }  // namespace ao_arm

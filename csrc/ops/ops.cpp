@@ -9,6 +9,9 @@ STABLE_TORCH_LIBRARY(ao_arm, library) {
         "linear_int8_dynamic(Tensor input, Tensor packed_weight, Tensor weight_scale, Tensor? bias, bool symmetric, "
         "bool per_token) -> Tensor");
     library.def(
+        "linear_int8_dynamic_shared(Tensor input, Tensor[] packed_weights, Tensor[] weight_scales, Tensor?[] biases, "
+        "bool symmetric, bool per_token) -> Tensor[]");
+    library.def(
         "linear_int8_quantized(Tensor qdata, Tensor act_scale, Tensor? act_zero_point, Tensor packed_weight, "
         "Tensor weight_scale, Tensor? bias, ScalarType output_dtype) -> Tensor");
     library.def(
@@ -22,6 +25,8 @@ STABLE_TORCH_LIBRARY(ao_arm, library) {
     library.def(
         "linear_qta8a_qga4w(Tensor input, Tensor packed_weight, int n, Tensor? bias, Tensor? act_scale=None, "
         "Tensor? act_zero_point=None, float? output_min=None, float? output_max=None) -> Tensor");
+    library.def(
+        "linear_qta8a_qga4w_shared(Tensor input, Tensor[] packed_weights, int[] n, Tensor?[] biases) -> Tensor[]");
     library.def("pack_int4(Tensor qdata, Tensor scale, Tensor? zero_point, str kernel) -> Tensor");
     library.def(
         "unpack_int4(Tensor packed_weight, int n, int k, int group_size, bool float_scales, bool zero_points, "
@@ -40,6 +45,7 @@ STABLE_TORCH_LIBRARY(ao_arm, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(ao_arm, CPU, library) {
     library.impl("linear_int8_dynamic", TORCH_BOX(&ao_arm::linear_int8_dynamic));
+    library.impl("linear_int8_dynamic_shared", TORCH_BOX(&ao_arm::linear_int8_dynamic_shared));
     library.impl("linear_int8_quantized", TORCH_BOX(&ao_arm::linear_int8_quantized));
     library.impl("linear_int8_static", TORCH_BOX(&ao_arm::linear_int8_static));
     library.impl("matmul_int8", TORCH_BOX(&ao_arm::matmul_int8));
@@ -47,6 +53,7 @@ STABLE_TORCH_LIBRARY_IMPL(ao_arm, CPU, library) {
     library.impl("pack_int8", TORCH_BOX(&ao_arm::pack_int8));
     library.impl("unpack_int8", TORCH_BOX(&ao_arm::unpack_int8));
     library.impl("linear_qta8a_qga4w", TORCH_BOX(&ao_arm::linear_qta8a_qga4w));
+    library.impl("linear_qta8a_qga4w_shared", TORCH_BOX(&ao_arm::linear_qta8a_qga4w_shared));
     library.impl("pack_int4", TORCH_BOX(&ao_arm::pack_int4));
     library.impl("unpack_int4", TORCH_BOX(&ao_arm::unpack_int4));
     library.impl("packed_weight_info", TORCH_BOX(&ao_arm::packed_weight_info));
@@ -60,4 +67,11 @@ STABLE_TORCH_LIBRARY_IMPL(ao_arm, CompositeExplicitAutograd, library) {
     library.impl("packed_bytes_int4", TORCH_BOX(&ao_arm::packed_bytes_int4));
     library.impl("kernel_table_int4", TORCH_BOX(&ao_arm::kernel_table_int4));
     library.impl("system_info", TORCH_BOX(&ao_arm::system_info));
+}
+
+// What torch calls where an argument is a negated view. It carries out the negation itself for other ops, but not in
+// lists of optional tensors.
+STABLE_TORCH_LIBRARY_IMPL(ao_arm, Negative, library) {
+    library.impl("linear_int8_dynamic_shared", TORCH_BOX(&ao_arm::linear_int8_dynamic_shared_settling));
+    library.impl("linear_qta8a_qga4w_shared", TORCH_BOX(&ao_arm::linear_qta8a_qga4w_shared_settling));
 }

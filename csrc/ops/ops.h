@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 namespace ao_arm {
 
@@ -18,6 +19,14 @@ using torch::stable::Tensor;
 
 Tensor linear_int8_dynamic(const Tensor& input, const Tensor& packed_weight, const Tensor& weight_scale,
                            const std::optional<Tensor>& bias, bool symmetric, bool per_token);
+std::vector<Tensor> linear_int8_dynamic_shared(const Tensor& input, const std::vector<Tensor>& packed_weights,
+                                               const std::vector<Tensor>& weight_scales,
+                                               const std::vector<std::optional<Tensor>>& biases, bool symmetric,
+                                               bool per_token);
+std::vector<Tensor> linear_int8_dynamic_shared_settling(const Tensor& input, const std::vector<Tensor>& packed_weights,
+                                                        const std::vector<Tensor>& weight_scales,
+                                                        const std::vector<std::optional<Tensor>>& biases,
+                                                        bool symmetric, bool per_token);
 Tensor linear_int8_quantized(const Tensor& qdata, const Tensor& act_scale, const std::optional<Tensor>& act_zero_point,
                              const Tensor& packed_weight, const Tensor& weight_scale, const std::optional<Tensor>& bias,
                              ScalarType output_dtype);
@@ -35,6 +44,12 @@ Tensor linear_qta8a_qga4w(const Tensor& input, const Tensor& packed_weight, int6
                           const std::optional<Tensor>& bias, const std::optional<Tensor>& act_scale,
                           const std::optional<Tensor>& act_zero_point, std::optional<double> output_min,
                           std::optional<double> output_max);
+std::vector<Tensor> linear_qta8a_qga4w_shared(const Tensor& input, const std::vector<Tensor>& packed_weights,
+                                              const std::vector<int64_t>& n,
+                                              const std::vector<std::optional<Tensor>>& biases);
+std::vector<Tensor> linear_qta8a_qga4w_shared_settling(const Tensor& input, const std::vector<Tensor>& packed_weights,
+                                                       const std::vector<int64_t>& n,
+                                                       const std::vector<std::optional<Tensor>>& biases);
 
 // --- packing_ops.cpp ---
 

@@ -60,6 +60,10 @@ CANDIDATES = {
     "torchao-int8-fused": "the same, exported and fused by ao_arm",
     "pt2e": "PT2E static s8 for Arm, per tensor, compiled with freezing",
     "pt2e-fused": "the same, compiled with backend ao_arm",
+    "three": "ao_arm, per token x per channel: ops of three layers with the same input",
+    "three-shared": "the three int8 layers as one op",
+    "three-int4-g32": "ao_arm, 4-bit weights in groups of 32: ops of three layers with the same input",
+    "three-int4-g32-shared": "the three 4-bit layers as one op",
 }
 LIMIT = "limit of int8 arithmetic"
 # Names for several candidates. torch's static layers per channel take many times the cycles of all others together:
@@ -69,6 +73,7 @@ GROUPS = {
     "int8": ("fp32", "torch-per-tensor", "ours"),
     "static": ("torch-static-s8", "torch-static-u8", "static-s8", "static-u8"),
     "int4": ("torch-int4-g32", "torch-int4-g128", "int4-g32", "int4-g128"),
+    "shared": ("three", "three-shared", "three-int4-g32", "three-int4-g32-shared"),
     "stock": ("fp32", "torchao-int8", "torchao-int8-packed", "torchao-int8-fused", "pt2e", "pt2e-fused"),
 }
 # What those of ao_arm are to be faster than.
@@ -81,6 +86,8 @@ PEERS = {
     "torchao-int8-packed": "torchao-int8",
     "torchao-int8-fused": "torchao-int8",
     "pt2e-fused": "pt2e",
+    "three-shared": "three",
+    "three-int4-g32-shared": "three-int4-g32",
 }
 
 

@@ -162,6 +162,31 @@ def ours_int4(x: Tensor, weight: Tensor, bias: Tensor, group: int, kernel: str =
     return lambda: op(x, packed, n, bias)
 
 
+def three(x: Tensor, weight: Tensor, bias: Tensor, shared: bool) -> Call:
+    """Three layers that multiply the same input; the result is the last one's."""
+    from ao_arm import ACLPackedLayout, ACLPackedTensor, _ops
+
+    packed = [ACLPackedTensor.from_hp(weight, ACLPackedLayout("asymmetric")) for _ in range(3)]
+    weights, scales = [one.packed_weight for one in packed], [one.weight_scale for one in packed]
+    one, several, biases = _ops.linear_int8_dynamic, _ops.linear_int8_dynamic_shared, [bias] * 3
+    if shared:
+        return lambda: several(x, weights, scales, biases, False, True)[-1]
+    return lambda: [one(x, *of, bias, False, True) for of in zip(weights, scales, strict=True)][-1]
+
+
+def three_int4(x: Tensor, weight: Tensor, bias: Tensor, shared: bool) -> Call | None:
+    from ao_arm import _ops
+
+    n, k = weight.shape
+    if k % 32:
+        return None
+    weights = [_ops.pack_int4(*in_groups(weight, 32), None, "") for _ in range(3)]
+    one, several, biases = _ops.linear_qta8a_qga4w, _ops.linear_qta8a_qga4w_shared, [bias] * 3
+    if shared:
+        return lambda: several(x, weights, [n] * 3, biases)[-1]
+    return lambda: [one(x, packed, n, bias) for packed in weights][-1]
+
+
 def kleidiai_int4(x: Tensor, weight: Tensor, bias: Tensor) -> Call | None:
     from ao_arm import _ops
 
@@ -291,6 +316,10 @@ CANDIDATES: dict[str, Callable[[Tensor, Tensor, Tensor], Call | None]] = {
     "torchao-int8-fused": partial(stock, quantize=by_torchao, prepare=exported_and_fused),
     "pt2e": partial(stock, quantize=by_pt2e, prepare=frozen),
     "pt2e-fused": partial(stock, quantize=by_pt2e, prepare=partial(frozen, backend="ao_arm")),
+    "three": partial(three, shared=False),
+    "three-shared": partial(three, shared=True),
+    "three-int4-g32": partial(three_int4, shared=False),
+    "three-int4-g32-shared": partial(three_int4, shared=True),
 }
 
 

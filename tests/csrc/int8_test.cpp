@@ -63,18 +63,29 @@ struct Case {
         error = pack_weight(kernel, problem, {weight.data(), nullptr, nullptr}, packed.data());
     }
 
-    // The first `rows` rows on some threads; true if all are exact.
-    bool multiply(int64_t rows, int threads = 1) const {
+    // The layer of the first `rows` rows; its kernel is null if the packed weight does not open.
+    Linear layer(int64_t rows, Guarded<int32_t>* output) const {
         Linear layer = {};
-        if (!open(packed, Scheme::kInt8, &layer.weight).empty()) return false;
-        Guarded<int32_t> output(rows * n, 12345);
+        if (!open(packed, Scheme::kInt8, &layer.weight).empty()) layer.weight.kernel = nullptr;
+        *output = Guarded<int32_t>(rows * n, 12345);
         layer.input = activations.data();
         layer.input_dtype = is_unsigned ? DType::kUInt8 : DType::kInt8;
         layer.activation_scale = ActivationScale::kStatic;
-        layer.output = output.data();
+        layer.output = output->data();
         layer.output_dtype = DType::kInt32;
         layer.m = rows;
-        return run(layer, threads) && std::equal(output.begin(), output.end(), expected.begin());
+        return layer;
+    }
+
+    bool is_exact(const Guarded<int32_t>& output) const {
+        return std::equal(output.begin(), output.end(), expected.begin());
+    }
+
+    // The first `rows` rows on some threads; true if all are exact.
+    bool multiply(int64_t rows, int threads = 1) const {
+        Guarded<int32_t> output;
+        const Linear one = layer(rows, &output);
+        return one.weight.kernel != nullptr && run(one, threads) && is_exact(output);
     }
 
     bool unpacks() const {
@@ -126,6 +137,28 @@ void test_full_range(const Kernel& kernel, int64_t some_columns, int* shapes) {
     }
     check(!reject_reasons(kernel, problem_of(8, kMaxKOfFullRange + 1, Range::kFull)).empty(),
           std::string(kernel.id) + " full range of too large a k");
+}
+
+// Weights of one input in one call: their last column blocks are cut, and threads' shares end inside of any of them.
+void test_shared_input(const Kernel& kernel) {
+    std::vector<Case> tests;
+    std::string columns;
+    for (const int64_t n : {33, 1, 400, 64}) {  // cases of as many rows and of one depth have the same activations
+        tests.emplace_back(kernel, 70, n, 96, Values::kRandom);
+        columns += " " + std::to_string(n);
+    }
+    for (const int64_t rows : {1, 5, 64, 70})
+        for (const int threads : {1, 2, 3, 16}) {
+            std::vector<Guarded<int32_t>> outputs(tests.size());
+            std::vector<Linear> layers;
+            for (size_t i = 0; i < tests.size(); ++i) layers.push_back(tests[i].layer(rows, &outputs[i]));
+            bool exact = std::all_of(layers.begin(), layers.end(),
+                                     [](const Linear& layer) { return layer.weight.kernel != nullptr; }) &&
+                         run(Linears{layers.data(), static_cast<int64_t>(layers.size())}, threads);
+            for (size_t i = 0; i < tests.size(); ++i) exact &= tests[i].is_exact(outputs[i]);
+            check(exact, std::string(kernel.id) + " with the weights' columns" + columns +
+                             " rows=" + std::to_string(rows) + " on " + std::to_string(threads) + " threads");
+        }
 }
 
 // Callers that do not know of each other.
@@ -186,6 +219,7 @@ bool test_int8_kernel(const Kernel& kernel, bool exhaustive) {
         if (fits(n, k)) test_shape(Case(kernel, m, n, k, k == kMaxK ? Values::kExtreme : Values::kRandom, true), false);
     test_full_range(kernel, some_columns, &shapes);
     if (fits(400, 96)) test_callers(kernel);
+    if (fits(400, 96) && fits(64, 96) && fits(33, 96) && fits(1, 96)) test_shared_input(kernel);
     test_without_memory(kernel, {Scheme::kInt8, 45, 77});
     if (fits(20, 30)) test_damaged(kernel, {Scheme::kInt8, 20, 30}, Case(kernel, 1, 20, 30, Values::kRandom).packed);
     return shapes > 0;

@@ -16,8 +16,8 @@ Parallel own_threads(int threads) {
     });
 }
 
-bool run(const Linear& layer, int threads) {
-    const LinearCall call(layer, own_threads(threads), {threads, threads});
+bool run(const Linears& layers, int threads) {
+    const LinearCall call(layers, own_threads(threads), {threads, threads});
     // Not set to zeros, as a caller's is not.
     const GuardedMemory scratch(call.scratch_bytes(), Flush::kBehind, 64);
     return call.run(scratch.data());

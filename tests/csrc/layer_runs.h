@@ -25,8 +25,9 @@ class Random {
 // Threads of the test's own: as many as there are tasks.
 Parallel own_threads(int threads);
 
-// Runs a layer with a team of this size, however little there is to do. False if its kernel failed.
-bool run(const Linear& layer, int threads);
+// Runs layers of one input with a team of this size, however little there is to do. False if their kernel failed.
+bool run(const Linears& layers, int threads);
+inline bool run(const Linear& layer, int threads) { return run(Linears{&layer, 1}, threads); }
 
 // With the guarded kernel, where it is that one.
 std::string open(const Bytes& packed, Scheme scheme, PackedWeight* weight);
