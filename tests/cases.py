@@ -26,9 +26,21 @@ def _runs_here(*problems: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(rows[0].id for rows in zip(*tables, strict=True) if not all(row.reasons for row in rows))
 
 
-#: Every kernel that this CPU can run; those for 4-bit weights.
+#: Every kernel that this CPU can run, the fastest of a family first; those for 4-bit weights.
 KERNELS = _runs_here((768, 768), (33, 31), (1, 1))
 INT4_KERNELS = _runs_here((768, 768, 32), (33, 31, 31))
+
+
+def _tried(kernels: Sequence[str]) -> tuple[str, ...]:
+    """All; under emulation, where `kernel_test` tries all but what torch lends, the first of each family."""
+    if not EMULATED_CPU:
+        return tuple(kernels)
+    families = {(name.split("/")[0], name.endswith("_torch")): name for name in reversed(kernels)}
+    return tuple(name for name in kernels if name in families.values())
+
+
+#: Those that tests of ops and tensors go over.
+TRIED_KERNELS, TRIED_INT4_KERNELS = _tried(KERNELS), _tried(INT4_KERNELS)
 #: All of them in pairs, as models with weights of both kinds are forced to take them.
 KERNEL_PAIRS = tuple(
     f"{first or KERNELS[-1]},{second or INT4_KERNELS[-1]}" for first, second in zip_longest(KERNELS, INT4_KERNELS)
@@ -131,9 +143,10 @@ SCHEMES = {
 
 
 def kernels_for(layout: ACLPackedLayout) -> tuple[str, ...]:
-    """Every kernel that can serve `LAYER` with this layout here."""
+    """The kernels to try that can serve `LAYER` with this layout here."""
     problem = packing.problem_of(*LAYER, layout)
-    return tuple(kernel for kernel in (INT4_KERNELS if layout.is_grouped else KERNELS) if fits(kernel, *problem))
+    tried = TRIED_INT4_KERNELS if layout.is_grouped else TRIED_KERNELS
+    return tuple(kernel for kernel in tried if fits(kernel, *problem))
 
 
 def act_quantization(layout: ACLPackedLayout) -> tuple[Tensor, ...]:

@@ -42,7 +42,7 @@ def test_each_command_is_found(tmp_path: Path) -> None:
     for line, options in ((wheel, ""), (arm64_wheel, " --arm64")):
         build, tried = (f".venv/bin/python tests/wheels/{name}_wheel.py{options}" for name in ("build", "try"))
         assert line == f"+ {build} && {tried}"
-    assert sanitized == "+ .venv/bin/python tests/sanitized.py kernels races"
+    assert sanitized == "+ .venv/bin/python tests/sanitized.py python kernels races --all"
     assert fuzzed == "+ .venv/bin/python tests/fuzzed.py"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import thinned
+from cases import EMULATED_CPU, thinned
 from graphs import (
     DYNAMIC,
     GROUPED,
@@ -67,7 +67,7 @@ def compiled(model: nn.Module, **more: Any) -> Any:
 @pytest.mark.one_cpu
 @pytest.mark.parametrize("source", thinned([*SOURCES_HERE]))
 def test_each_source_of_torchao(source: str) -> None:
-    for dtype in (torch.float32, torch.bfloat16) if source == INT8 else (torch.float32,):
+    for dtype in (torch.float32, torch.bfloat16) if source == INT8 and not EMULATED_CPU else (torch.float32,):
         op = SOURCES_HERE[source].op_here(dtype)
         model, x = quantized_by(SOURCES_HERE[source].config(), dtype)[0], torch.randn(2, 3, K, dtype=dtype)
         with torch.no_grad(), reports() as made:

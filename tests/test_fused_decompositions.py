@@ -26,7 +26,7 @@ def ops(program: ExportedProgram) -> list[str]:
     return [str(node.target) for node in program.graph.nodes if str(node.target).startswith("ao_arm.")]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_same_ops_and_same_bits(name: str, dtype: torch.dtype) -> None:
     layer = stock.layer_by(stock.WAYS[name], dtype)

@@ -87,6 +87,7 @@ def test_mypy_sees_the_types(tmp_path: Path) -> None:
     assert any('incompatible type "str"; expected "int | None"' in line for line in lines), done.stdout
 
 
+@pytest.mark.slow
 def test_inductor_is_imported_when_it_is_needed() -> None:
     """What graph passes are made of takes longer to import than all else of ao_arm."""
     program = "import sys, ao_arm, torch; print('ao_arm' in torch._dynamo.list_backends(), *sys.modules)"

@@ -42,7 +42,7 @@ def quantize_mixed(model: torch.nn.Module) -> None:
     quantize_(model, FqnToConfig(by_name), filter_fn=None)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", cases.thinned([*CONFIGS.values()]), ids=cases.thinned([*CONFIGS]))
 def test_save_pretrained_writes_what_from_pretrained_reads(config: AOBaseConfig, tmp_path: Path) -> None:
     model = language_model()
     quantize_(model, config, filter_fn=linear_but_head)

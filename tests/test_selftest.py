@@ -14,8 +14,6 @@ from ao_arm.__main__ import main
 from ao_arm.selftest import cases as selftest_cases
 from ao_arm.system import current_system
 
-pytestmark = pytest.mark.every_cpu
-
 TABLES = (kernels.list(65, 129), kernels.list(65, 96, 32))
 
 
@@ -32,6 +30,7 @@ def verdict(capsys: pytest.CaptureFixture[str], exit_code: int = 0) -> dict[str,
     return found
 
 
+@pytest.mark.every_cpu
 def test_every_kernel_of_this_cpu_is_ok(capsys: pytest.CaptureFixture[str]) -> None:
     found = verdict(capsys)
     assert found["ok"] and found["cpu"] == current_system().cpu
@@ -43,6 +42,7 @@ def test_every_kernel_of_this_cpu_is_ok(capsys: pytest.CaptureFixture[str]) -> N
         assert row["worst_error"] <= row["tolerance"] <= 1e-6 and (row["bits"] == 4 or row["tolerance"] == 0)
 
 
+@pytest.mark.one_cpu
 def test_the_text_has_what_the_json_has(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest"]) == 0
     text = capsys.readouterr().out
@@ -65,6 +65,7 @@ def one_bit_off(output: Tensor) -> Tensor:
     return output
 
 
+@pytest.mark.x86
 @pytest.mark.parametrize(
     ("op", "change", "bits"),
     [
@@ -88,6 +89,7 @@ def test_a_wrong_result_fails(
             assert bool(row["failures"]) == (row["bits"] == bits)
 
 
+@pytest.mark.one_cpu
 def test_a_failing_kernel_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One of several, which complains."""
     pack = _ops.pack_int8
@@ -109,6 +111,7 @@ def test_a_failing_kernel_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 KEYS = "thread_counts kernels ok id bits features fits reasons cases worst_error tolerance failures verdict"
 
 
+@pytest.mark.x86
 def test_the_keys_of_the_json_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
     found = verdict(capsys)
     assert set(KEYS.split()) == {*list(found)[-3:], *found["kernels"][0]}

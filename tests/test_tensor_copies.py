@@ -26,7 +26,7 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("way", cases.thinned([*COPIES]))
 @EACH_LAYOUT
 def test_copies_are_the_same_weight(layout: ACLPackedLayout, way: str) -> None:
     weight, x = packed(layout=layout, dtype=torch.bfloat16), torch.randn(5, K)

@@ -4,6 +4,8 @@ import platform
 
 import beside
 import pytest
+from counting import Counter
+from cycles_pieces import llvm
 from machine import BuildError, Machine, Unavailable, built_machine
 
 
@@ -23,3 +25,13 @@ def machine(report: beside.Report) -> Machine:
         beside.unavailable(f"the emulated machine is unavailable: {reason}")
     except BuildError as error:
         pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def counter(machine: Machine, report: beside.Report) -> Counter:
+    """The emulator that counts; tests skip without it, but fail where CI is set, as without the emulated machine."""
+    try:
+        llvm(report)
+        return Counter(machine.root, report)
+    except Unavailable as reason:
+        beside.unavailable(str(reason))

@@ -66,6 +66,15 @@ class Thread:
         return chosen
 
 
+@dataclass(frozen=True)
+class Fills:
+    """The lines that the block at an address brought into the first level of caches, and into the second."""
+
+    address: int
+    first: int
+    second: int
+
+
 @dataclass
 class Region:
     """What the plugin counted in one region, for each thread that ran in it."""
@@ -74,6 +83,7 @@ class Region:
     caller: int = 0  # the thread that marked the region
     threads: dict[int, Thread] = field(default_factory=dict)
     mappings: list[Mapping] = field(default_factory=list)
+    fills: list[Fills] = field(default_factory=list)  # of the thread whose accesses were modelled
 
 
 def parse_regions(text: str) -> list[Region]:
@@ -93,6 +103,10 @@ def parse_regions(text: str) -> list[Region]:
                 thread, executions = (int(number, 16) for number in count.split(":"))
                 block = Block(int(address, 16), executions, code)
                 regions[-1].threads.setdefault(thread, Thread()).blocks.append(block)
+        elif kind == "fills":
+            regions[-1].fills.append(Fills(*(int(number, 16) for number in rest.split())))
+        elif kind == "unknown" and int(rest, 16):
+            raise CountingError(f"{int(rest, 16)} accesses to memory are not modelled: they are of gathers or scatters")
     for region in regions:
         for ran in region.threads.values():
             ran.blocks = joined(ran.blocks)
@@ -135,11 +149,17 @@ class Counter:
         self._emulator = emulator / "qemu-aarch64"
         self._plugin = plugin(emulator, report)
 
-    def run(self, model: str, command: Sequence[str | Path], env: Dictionary[str, str]) -> list[Region]:
-        """Run a program on one of QEMU's CPU models; its regions, in the order in which they ended."""
+    def run(
+        self, model: str, command: Sequence[str | Path], env: Dictionary[str, str], caches: Sequence[int] = ()
+    ) -> list[Region]:
+        """Run a program on one of QEMU's CPU models; its regions, in the order in which they ended.
+
+        `caches` are bytes and ways of the first level, and of the second, if they are to be modelled.
+        """
         with tempfile.TemporaryDirectory() as folder:
             counts = Path(folder) / "counts"
-            options = ["-cpu", model, "-plugin", f"{self._plugin},out={counts}", "-L", str(self._root)]
+            modelled = f",caches={':'.join(map(str, caches))}" if caches else ""
+            options = ["-cpu", model, "-plugin", f"{self._plugin},out={counts}{modelled}", "-L", str(self._root)]
             done = subprocess.run(
                 [str(self._emulator), *options, *command],
                 env=env,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cache import Report
 from counting import Counter, CountingError, Region
+from cycles_caches import CacheRow, cache_row, cache_tables, caches_caveat
 from cycles_figures import CANDIDATES, GROUPS, PEERS, TARGETS, Row, among, caveat, cell, limit, read, threaded, write
 from cycles_pieces import llvm
 from cycles_plot import Panel, draw
@@ -29,7 +30,9 @@ DEFAULT_SHAPES = ("1x768x768", "8x768x768", "64x768x768", "64x768x3072", "64x307
 WOKEN = 200
 
 
-def count(machine: Machine, cpu: str, script: Path, *args: str, threads: int, report: Report) -> list[Region]:
+def count(
+    machine: Machine, cpu: str, script: Path, *args: str, threads: int, report: Report, caches: Sequence[int] = ()
+) -> list[Region]:
     """Run a script with the emulated machine's Python, on so many threads, and count the regions that it runs."""
     target = TARGETS[cpu]
     counter, staged = Counter(machine.root, report), machine.build()
@@ -39,7 +42,7 @@ def count(machine: Machine, cpu: str, script: Path, *args: str, threads: int, re
         "OMP_NUM_THREADS": str(threads),
     }
     report(f"arm64: counting on an emulated {target.model}, threads: {threads}")
-    return counter.run(target.model, (machine.root / f"usr/bin/python{PYTHON}", script, *args), env)
+    return counter.run(target.model, (machine.root / f"usr/bin/python{PYTHON}", script, *args), env, caches)
 
 
 def priced(region: Region, core: Core, threads: int = 1, top: int = 0) -> Row:
@@ -79,6 +82,22 @@ def compare(
         report(f"arm64: pricing {len(regions)} regions for {cpu}")
         rows += [priced(region, core, number, top) for region in regions]
     return rows
+
+
+def compare_caches(
+    machine: Machine,
+    cpu: str,
+    candidates: Sequence[str],
+    shapes: Sequence[str],
+    top: int = 0,
+    report: Report = print,
+) -> list[CacheRow]:
+    """The same with what the calls bring into the core's caches, on one thread; two rows for each."""
+    core, caches = Core(cpu, llvm(report)), TARGETS[cpu].caches
+    args = (",".join(candidates), ",".join(shapes), "1", "caches")
+    regions = count(machine, cpu, GUEST, *args, threads=1, report=report, caches=caches)
+    report(f"arm64: pricing {len(regions)} regions for {cpu}")
+    return [cache_row(region, priced(region, core), core, top) for region in regions]
 
 
 def panel(cpu: str, rows: Sequence[Row]) -> Panel:
@@ -140,6 +159,12 @@ def show(cpu: str, rows: Sequence[Row]) -> None:
     print(f"{caveat(cpu, rows)}\n")
 
 
+def show_caches(cpu: str, rows: Sequence[CacheRow]) -> None:
+    """Print the tables of a core, and what the figures are."""
+    print(f"{cache_tables(rows, cpu)}\n")
+    print(f"{caveat(cpu, [row.row for row in rows])}\n{caches_caveat(cpu)}\n")
+
+
 def candidates(text: str) -> tuple[str, ...]:
     """The candidates of a comma-separated list of them and of groups, in the order of `CANDIDATES`."""
     named = {name for item in listed(text, "|".join((*GROUPS, *CANDIDATES))) for name in GROUPS.get(item, (item,))}
@@ -184,12 +209,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N,...",
         help="numbers of torch's threads (default: 1, or with --from all)",
     )
+    parser.add_argument(
+        "--caches",
+        action="store_true",
+        help="count what calls bring into the core's caches, on one thread; --top then names what brings in most",
+    )
     parser.add_argument("--top", type=int, default=0, metavar="N", help="name the N costliest functions of each call")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures (.png); needs matplotlib")
     given = parser.parse_args(arguments)
     if given.files and (given.json or given.top):
         parser.error("--json and --top are about what is modelled, and with --from nothing is")
+    if given.caches and (given.files or given.json or given.plot):
+        parser.error("--caches prints tables, of what it models itself: it goes with neither --from, --json nor --plot")
+    if given.caches and given.threads not in (None, [1]):
+        parser.error("--caches models the caches of one core, whose thread is the only one: leave out --threads")
     if given.plot and find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'ao_arm[bench]'")
     report = partial(print, file=sys.stderr, flush=True)
@@ -197,6 +231,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.files:
             asked = given.only, given.shapes, given.threads
             found = {cpu: among(rows, *asked) for cpu, rows in read(given.files).items()}
+        elif given.caches:
+            calls = given.only or DEFAULT_CANDIDATES, given.shapes or DEFAULT_SHAPES
+            show_caches(given.cpu, compare_caches(Machine(report), given.cpu, *calls, given.top, report))
+            return 0
         else:
             modelled = given.only or DEFAULT_CANDIDATES, given.shapes or DEFAULT_SHAPES, given.threads or (1,)
             found = {given.cpu: compare(Machine(report), given.cpu, *modelled, given.top, report)}

@@ -9,7 +9,7 @@ from pathlib import Path
 CAVEAT = """\
 Modelled, not measured: how often QEMU ran each block of code x what llvm-mca says the block costs on the core. Caches
 always hit, branches are always predicted. Compare figures of one run, which repeat within a percent. They are no times,
-and too low where a call waits for memory, as one row against a large weight does."""
+and too low where a call waits for memory, as one row against a large weight does; --caches tells for how much of it."""
 THREADS_CAVEAT = """\
 Several threads: what each of them ran itself, less the functions of libgomp and OpenBLAS in which they only wait. Left
 out are waking threads up, barriers and all other waiting, and that threads share caches and memory bandwidth. A call
@@ -23,13 +23,19 @@ class Target:
     model: str  # as QEMU names it
     machine_cpu: str  # the emulated machine's CPU model with the same instructions
     products: int  # of int8 numbers, multiplied and added up in a cycle
+    second_level: int  # bytes of its cache; there are cores with half of it
+
+    @property
+    def caches(self) -> tuple[int, int, int, int]:
+        """Bytes and ways of the first level of data caches, and of the second."""
+        return 64 << 10, 4, self.second_level, 8
 
 
 TARGETS = {
-    "neoverse-v1": Target("neoverse-v1", "neoverse-v1", 128),
-    "neoverse-n1": Target("neoverse-n1", "neoverse-n1", 32),
+    "neoverse-v1": Target("neoverse-v1", "neoverse-v1", 128, 1 << 20),
+    "neoverse-n1": Target("neoverse-n1", "neoverse-n1", 32, 1 << 20),
     # QEMU does not have it; neoverse-n2 has the same instructions and the same length of vectors.
-    "neoverse-v2": Target("neoverse-n2", "max", 128),
+    "neoverse-v2": Target("neoverse-n2", "max", 128, 2 << 20),
 }
 
 CANDIDATES = {

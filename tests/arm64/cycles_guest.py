@@ -1,9 +1,13 @@
 """The calls that cycles.py compares; runs on the emulated machine.
 
-    cycles_guest.py CANDIDATE,... MxKxN,... THREADS
+    cycles_guest.py CANDIDATE,... MxKxN,... THREADS [caches]
 
 Each candidate multiplies the same activations (m, k) with the same weight (n, k) and adds the same bias. Its result is
 compared with the one in float64 before its region runs, a large one in some rows and columns.
+
+With `caches` each has two regions, in which accesses go through the model of caches: `cold`, where from empty caches on
+another layer of the same kind and shape was called and then the activations were written; and `warm`, where the call
+before is the same.
 """
 
 import gc
@@ -14,7 +18,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from marks import run_region
+from marks import modelled_caches, run_region
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -355,7 +359,20 @@ def some(indices: Tensor) -> Tensor:
     return indices.index_select(0, torch.linspace(0, len(indices) - 1, min(len(indices), SAMPLE)).long())
 
 
-def main(candidates: list[str], shapes: list[tuple[int, int, int]], threads: int = 1) -> None:
+def run_with_caches(label: str, call: Call, other: Call, x: Tensor) -> None:
+    """Run the two regions of a call."""
+    other()
+    with modelled_caches():
+        other()
+        x.mul_(1)
+        run_region(f"{label} cold", call)
+        call()
+        run_region(f"{label} warm", call)
+
+
+def main(
+    candidates: list[str], shapes: list[tuple[int, int, int]], threads: int = 1, with_caches: bool = False
+) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     for m, k, n in shapes:
@@ -375,8 +392,13 @@ def main(candidates: list[str], shapes: list[tuple[int, int, int]], threads: int
                 sys.exit(f"{name} is wrong for {m}x{k}x{n}: {quality:.1f} dB")
             for _ in range(min(MOST_WARM_UPS, max(1, int(WARM_UP_MULTIPLICATIONS / (m * k * n))))):
                 call()
+            # A layer of its own memory.
+            other = CANDIDATES[name](x, weight.clone(), bias) if with_caches else None
             gc.collect()
-            run_region(f"{name} {m}x{k}x{n}", call)
+            if other is None:
+                run_region(f"{name} {m}x{k}x{n}", call)
+            else:
+                run_with_caches(f"{name} {m}x{k}x{n}", call, other, x)
 
 
 if __name__ == "__main__":
@@ -385,4 +407,5 @@ if __name__ == "__main__":
             sys.argv[1].split(","),
             [(int(m), int(k), int(n)) for m, k, n in (shape.split("x") for shape in sys.argv[2].split(","))],
             int(sys.argv[3]),
+            sys.argv[4:] == ["caches"],
         )

@@ -53,6 +53,11 @@ def aligned(title: str, figures: Figures, names_threads: bool = True) -> str:
             lines.append((name, str(threads), *cells))
     if not names_threads:
         lines = [(name, *cells) for name, _, *cells in lines]
+    return in_columns(lines)
+
+
+def in_columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the first of them to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

@@ -1,12 +1,13 @@
 """Marks what cycles.py counts in the scripts that it runs; elsewhere the marks have no effect."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 LABEL = "region: "
 
 _MARK = ctypes.c_long(0x1A17)  # as in regions.c
-_BEGIN, _END = ctypes.c_long(0), ctypes.c_long(1)
+_BEGIN, _END, _MODEL, _MODEL_NO_MORE = map(ctypes.c_long, range(4))
 _syscall = ctypes.CDLL(None).syscall
 
 
@@ -16,3 +17,11 @@ def run_region(label: str, function: Callable[[], object]) -> None:
     function()
     _syscall(_MARK, _END)
     print(LABEL + label, flush=True)
+
+
+@contextmanager
+def modelled_caches() -> Iterator[None]:
+    """Has what the calling thread does go through the model of caches, which begin empty."""
+    _syscall(_MARK, _MODEL)
+    yield
+    _syscall(_MARK, _MODEL_NO_MORE)

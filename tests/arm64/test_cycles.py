@@ -11,7 +11,6 @@ import cycles_guest
 import pytest
 import torch
 from cache import Report
-from commands import Unavailable
 from counting import Block, Counter, CountingError, joined, parse_regions
 from cycles import candidates, compare, main, panel, priced, threads_panels
 from cycles_figures import CANDIDATES, GROUPS, PEERS, THREADS_CAVEAT, Row, read, write
@@ -86,18 +85,6 @@ int main(void) {
     return 0;
 }
 """
-
-
-@pytest.fixture(scope="module")
-def counter(machine: Machine, report: Report) -> Counter:
-    """The emulator that counts; tests skip without it, but fail where CI is set, as without the emulated machine."""
-    try:
-        llvm(report)
-        return Counter(machine.root, report)
-    except Unavailable as reason:
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(str(reason), pytrace=False)
-        pytest.skip(str(reason))
 
 
 @pytest.fixture(scope="module")

@@ -208,6 +208,9 @@ bool test_int8_kernel(const Kernel& kernel, bool exhaustive) {
         for (const int threads : {2, 3, 7, 16})
             check(test.multiply(m, threads), test.name + " on " + std::to_string(threads) + " threads");
     }
+    // Of long rows a kernel may multiply a part of k after the other.
+    for (const bool is_unsigned : {false, true})
+        if (fits(29, 4397)) test_shape(Case(kernel, 45, 29, 4397, Values::kRandom, is_unsigned), 1, 3);
     const int64_t extreme[][3] = {{9, 40, 3000}, {33, 16, 64}, {8, some_columns, kMaxK}};
     for (const auto& [m, n, k] : extreme)
         if (fits(n, k)) test_shape(Case(kernel, m, n, k, Values::kExtreme), false);

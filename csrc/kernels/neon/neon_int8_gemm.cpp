@@ -1,8 +1,9 @@
 // Compiled once per instruction set, with AO_ARM_ISA naming the namespace. Everything but the entry points is local.
 //
 // From the instruction set's header: Tile, whose sums fill at most 24 registers, with add_step to multiply one step of
-// both operands, add_part to multiply a part of a lone row's vector, and store_row to write one row; interleave_rows,
-// which turns 16 / kStep rows into a vector per step. A lone row stays as it is: a vector of it is 16 / kStep steps.
+// both operands, add_part to multiply a part of a lone row's vector, store_row to write one row, keep to write all sums
+// in the arrangement from which resume reads them; interleave_rows, which turns 16 / kStep rows into a vector per step.
+// A lone row stays as it is: a vector of it is 16 / kStep steps.
 #include "kernels/neon/neon_int8_gemm.h"
 
 #include "core/instruction_set.h"
@@ -19,6 +20,11 @@ namespace {
 
 constexpr int64_t kColumns = kNeonTileColumns;
 constexpr int64_t kRowsPerVector = 16 / kStep;
+
+// Where the rows and columns of a tile do not fit in the first-level cache, here of a Neoverse core, both come anew for
+// each tile. There all of them are multiplied in a part of k, of so many values, before the next part.
+constexpr int64_t kFirstLevelBytes = 64 * 1024;
+constexpr int64_t kPartOfK = 2048;
 
 constexpr int64_t vectors_of(int64_t rows) { return (rows + kRowsPerVector - 1) / kRowsPerVector; }
 
@@ -61,11 +67,13 @@ inline const int8_t* add_steps(Tile& tile, const int8_t* lhs, const int8_t* rhs,
     }
 }
 
-// What a micro-kernel multiplies: whole blocks of its rows by its tiles of columns.
+// What a micro-kernel multiplies: whole blocks of its rows by its tiles of columns, in all of k or a part.
 struct Operands {
     const int8_t* lhs;
     const int8_t* rhs;
-    int64_t steps;
+    int64_t steps;  // of all k
+    int64_t first;  // of the part
+    int64_t count;
     int32_t* sums;
     int64_t sums_stride;
     int64_t rows;
@@ -74,16 +82,25 @@ struct Operands {
 using MicroKernel = void (*)(const Operands& operands);
 
 // kRows rows by kTiles tiles of columns. The more of both, the fewer loads there are for each multiplication.
-template <class Lhs, int kRows, int kTiles>
+template <class Lhs, bool kInParts, int kRows, int kTiles>
 void multiply(const Operands& operands) {
     const int64_t tile_bytes = operands.steps * kStep * kColumns;
     const int64_t sums_stride = operands.sums_stride;
-    const int8_t* lhs = operands.lhs;
+    const int64_t others = (operands.steps - operands.count) * lhs_step_bytes(kRows);
+    const bool resumes = kInParts && operands.first > 0;
+    const bool ends = !kInParts || operands.first + operands.count == operands.steps;
+    const int8_t* lhs = operands.lhs + operands.first * lhs_step_bytes(kRows);
+    const int8_t* rhs = operands.rhs + operands.first * kStep * kColumns;
     int32_t* sums = operands.sums;
     for (int64_t row = 0; row < operands.rows; row += kRows) {
         Tile<Lhs, kRows, kTiles> tile;
-        tile.clear();
-        lhs = add_steps<kRows>(tile, lhs, operands.rhs, operands.steps, tile_bytes);
+        resumes ? tile.resume(sums, sums_stride) : tile.clear();
+        lhs = add_steps<kRows>(tile, lhs, rhs, operands.count, tile_bytes) + (kInParts ? others : 0);
+        if (!ends) {
+            tile.keep(sums, sums_stride);
+            sums += kRows * sums_stride;
+            continue;
+        }
 #pragma GCC unroll 8
         for (int i = 0; i < kRows; ++i) {
             tile.store_row(i, sums);
@@ -93,29 +110,26 @@ void multiply(const Operands& operands) {
 }
 
 // By rows. With few of them, several tiles of columns fit in the registers.
-template <class Lhs>
+template <class Lhs, bool kInParts>
 struct MicroKernels {
-    static constexpr MicroKernel kOneTile[] = {nullptr,
-                                               multiply<Lhs, 1, 1>,
-                                               multiply<Lhs, 2, 1>,
-                                               multiply<Lhs, 3, 1>,
-                                               multiply<Lhs, 4, 1>,
-                                               multiply<Lhs, 5, 1>,
-                                               multiply<Lhs, 6, 1>,
-                                               multiply<Lhs, 7, 1>,
-                                               multiply<Lhs, 8, 1>};
-    static constexpr MicroKernel kTwoTiles[] = {nullptr, multiply<Lhs, 1, 2>, multiply<Lhs, 2, 2>, multiply<Lhs, 3, 2>,
-                                                multiply<Lhs, 4, 2>};
-    static constexpr MicroKernel kFourTiles[] = {nullptr, multiply<Lhs, 1, 4>, multiply<Lhs, 2, 4>};
+    template <int kRows, int kTiles>
+    static constexpr MicroKernel kKernel = multiply<Lhs, kInParts, kRows, kTiles>;
+    static constexpr MicroKernel kOneTile[] = {nullptr,       kKernel<1, 1>, kKernel<2, 1>,
+                                               kKernel<3, 1>, kKernel<4, 1>, kKernel<5, 1>,
+                                               kKernel<6, 1>, kKernel<7, 1>, kKernel<8, 1>};
+    static constexpr MicroKernel kTwoTiles[] = {nullptr, kKernel<1, 2>, kKernel<2, 2>, kKernel<3, 2>, kKernel<4, 2>};
+    static constexpr MicroKernel kFourTiles[] = {nullptr, kKernel<1, 4>, kKernel<2, 4>};
 };
 
 // All rows by one or more tiles of columns, which stay in the first-level cache while the rows pass by.
-template <class Lhs>
+template <class Lhs, bool kInParts>
 void multiply_all(Operands operands, int tiles) {
-    using Kernels = MicroKernels<Lhs>;
+    using Kernels = MicroKernels<Lhs, kInParts>;
     const int64_t rest = operands.rows % kNeonTileRows;
-    if (tiles == 4) return Kernels::kFourTiles[rest](operands);
-    if (tiles == 2) return Kernels::kTwoTiles[rest](operands);
+    if constexpr (!kInParts) {
+        if (tiles == 4) return Kernels::kFourTiles[rest](operands);
+        if (tiles == 2) return Kernels::kTwoTiles[rest](operands);
+    }
     operands.rows -= rest;
     Kernels::kOneTile[kNeonTileRows](operands);
     if (rest == 0) return;
@@ -125,22 +139,37 @@ void multiply_all(Operands operands, int tiles) {
     Kernels::kOneTile[rest](operands);
 }
 
+// All rows by all columns. With few rows in all of k, several tiles at a time.
+template <class Lhs, bool kInParts>
+void multiply_columns(Operands operands, int64_t tiles) {
+    const int64_t most = kInParts || operands.rows > 4 ? 1 : operands.rows > 2 ? 2 : 4;
+    while (tiles > 0) {
+        const int together = static_cast<int>(tiles < most ? 1 : most);
+        multiply_all<Lhs, kInParts>(operands, together);
+        operands.rhs += together * kColumns * operands.steps * kStep;
+        operands.sums += together * kColumns;
+        tiles -= together;
+    }
+}
+
 template <class Lhs>
-void multiply_columns(const Multiplication& call) {
-    const int64_t steps = (call.problem->k + kStep - 1) / kStep;
-    int64_t tiles_left = (call.columns + kColumns - 1) / kColumns;  // there is room for the last one's surplus columns
+void multiply_call(const Multiplication& call) {
+    const int64_t steps = divide_up(call.problem->k, kStep);
+    const int64_t tiles = divide_up(call.columns, kColumns);  // there is room for the last one's surplus columns
     Operands operands = {call.lhs,
                          reinterpret_cast<const int8_t*>(call.weight),
+                         steps,
+                         0,
                          steps,
                          static_cast<int32_t*>(call.sums),
                          call.sums_stride,
                          call.m};
-    while (tiles_left > 0) {
-        const int tiles = call.m <= 2 && tiles_left >= 4 ? 4 : call.m <= 4 && tiles_left >= 2 ? 2 : 1;
-        multiply_all<Lhs>(operands, tiles);
-        operands.rhs += tiles * kColumns * steps * kStep;
-        operands.sums += tiles * kColumns;
-        tiles_left -= tiles;
+    if (call.m <= 4 || (kNeonTileRows + kColumns) * steps * kStep <= kFirstLevelBytes)
+        return multiply_columns<Lhs, false>(operands, tiles);
+    const int64_t most = divide_up(steps, divide_up(steps * kStep, kPartOfK));
+    for (; operands.first < steps; operands.first += most) {
+        operands.count = steps - operands.first < most ? steps - operands.first : most;
+        multiply_columns<Lhs, true>(operands, tiles);
     }
 }
 
@@ -162,7 +191,7 @@ void neon_pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block) {
 }
 
 bool neon_multiply(const Multiplication& call) {
-    kServesUnsignedLhs&& call.lhs_unsigned ? multiply_columns<UnsignedLhs>(call) : multiply_columns<SignedLhs>(call);
+    kServesUnsignedLhs&& call.lhs_unsigned ? multiply_call<UnsignedLhs>(call) : multiply_call<SignedLhs>(call);
     return true;
 }
 

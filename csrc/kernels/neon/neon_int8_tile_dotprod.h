@@ -44,6 +44,19 @@ struct Tile {
             for (int vector = 0; vector < kVectors; ++vector) sums[row][vector] = vdupq_n_s32(0);
     }
 
+    inline void keep(int32_t* to, int64_t stride) const {
+#pragma GCC unroll 8
+        for (int row = 0; row < kRows; ++row) store_row(row, to + row * stride);
+    }
+
+    inline void resume(const int32_t* from, int64_t stride) {
+#pragma GCC unroll 8
+        for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 12
+            for (int vector = 0; vector < kVectors; ++vector)
+                sums[row][vector] = vld1q_s32(from + row * stride + 4 * vector);
+    }
+
     inline void add_step(const int8_t* lhs, const int8_t* rhs, int64_t tile_bytes) {
         constexpr int kQuads = (kRows + 3) / 4;
         int8x16_t rows[kQuads];

@@ -40,6 +40,27 @@ struct Tile {
             for (int vector = 0; vector < kVectors; ++vector) sums[pair][vector] = vdupq_n_s32(0);
     }
 
+    // A pair's vectors take the places of its two rows.
+    static inline int32_t* place(int32_t* rows, int64_t stride, int pair, int vector) {
+        return rows + (2 * pair + vector / (kVectors / 2)) * stride + 4 * (vector % (kVectors / 2));
+    }
+
+    inline void keep(int32_t* to, int64_t stride) const {
+#pragma GCC unroll 4
+        for (int pair = 0; pair < kPairs; ++pair)
+#pragma GCC unroll 24
+            for (int vector = 0; vector < kVectors; ++vector)
+                vst1q_s32(place(to, stride, pair, vector), sums[pair][vector]);
+    }
+
+    inline void resume(int32_t* from, int64_t stride) {
+#pragma GCC unroll 4
+        for (int pair = 0; pair < kPairs; ++pair)
+#pragma GCC unroll 24
+            for (int vector = 0; vector < kVectors; ++vector)
+                sums[pair][vector] = vld1q_s32(place(from, stride, pair, vector));
+    }
+
     inline void add_step(const int8_t* lhs, const int8_t* rhs, int64_t tile_bytes) {
         int8x16_t rows[kPairs];
 #pragma GCC unroll 4
