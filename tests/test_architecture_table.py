@@ -41,6 +41,7 @@ def test_the_page_has_all_architectures() -> None:
     assert all(len(cells) == 1 + SCHEMES * len(made.COLUMNS) for cells in page().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_shares_and_eager_figures(name: str) -> None:
     _, *found = made.row(name, ARCHITECTURES[name], ("eager",))

@@ -77,6 +77,7 @@ def median_sqnr(minilm: encoder.Encoder, differing: list[int], steps: tuple[AOBa
     return float(torch.tensor([cases.sqnr(*pairs[i]) for i in differing]).median())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_embedding_is_the_same_in_a_batch_and_alone(
     scheme: str, minilm: encoder.Encoder, differing: list[int]

@@ -184,6 +184,7 @@ def test_gradient_modes(mode: str) -> None:
         assert cases.same_bits(torch.compile(model, fullgraph=True)(x).detach(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 @torch.no_grad()
 def test_what_else_stands_for_a_linear_layer() -> None:
@@ -271,6 +272,7 @@ WRONG: dict[str, tuple[Tensor, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])

@@ -137,6 +137,7 @@ def test_the_sources_stay_as_they_were() -> None:
         assert layers(program.graph) == []
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 def test_a_fused_program_is_saved_and_loaded() -> None:
     for source in SOURCES_HERE.values():
@@ -169,6 +170,7 @@ def test_activations_that_are_smoothed() -> None:
         assert_near(changed.module()(x), model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 def test_autocast_within_a_program() -> None:
     class Model(nn.Module):

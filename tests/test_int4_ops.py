@@ -67,6 +67,7 @@ def test_given_token_scales(zeros: bool, kernel4: str) -> None:
                     assert_near_the_reference(linear(x, packed, n, **given), x, plain, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 def test_large_layers_on_threads(kernel4: str, threads: int) -> None:
     for n, k, group in ((520, 1536, 32), (264, 2048, 128)):

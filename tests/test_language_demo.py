@@ -106,6 +106,7 @@ def test_layers_that_are_not_quantized_stay_as_they_are(loaded: LanguageModel) -
             assert torch.equal(floats.get_submodule(name).weight, layer.weight) == (name != "lm_head")
 
 
+@pytest.mark.slow
 def test_figures_and_table(
     loaded: LanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

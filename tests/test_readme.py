@@ -14,6 +14,7 @@ PAGES = ("README.md", "docs/usage.md", "docs/support.md", "docs/performance.md")
 README, USAGE, SUPPORT, PERFORMANCE = ((CHECKOUT / page).read_text() for page in PAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 @pytest.mark.parametrize("page", [README, USAGE], ids=["README", "usage"])
 def test_its_python_runs(page: str) -> None:

@@ -9,7 +9,7 @@ import soak
 import torch
 from torch import Tensor
 
-pytestmark = pytest.mark.x86
+pytestmark = [pytest.mark.x86, pytest.mark.slow]
 
 
 def test_many_callers_share_layers() -> None:

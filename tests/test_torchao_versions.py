@@ -25,11 +25,12 @@ OTHERS = sorted({"0.16.0", "0.17.0"} - {importlib.metadata.version("torchao")})
 #: These know no torchao.
 ALIKE = (
     *("arm64", "csrc", "test_activation_ops.py", "test_benchmark_results.py", "test_benchmark_timing.py"),
-    *("test_ci.py", "test_directions.py", "test_documentation.py", "test_dynamic_ops.py"),
+    *("test_ci.py", "test_directions.py", "test_documentation.py", "test_dynamic_ops.py", "test_fuzzed.py"),
     *("test_hostile_arguments.py", "test_int4_op_calls.py", "test_int4_ops.py", "test_int4_packing.py"),
     *("test_int8_op_calls.py", "test_kernel_choice.py", "test_matmul_ops.py", "test_op_statements.py"),
     *("test_packed_bytes.py", "test_pairs.py", "test_progress.py", "test_quantize.py", "test_quantized_ops.py"),
-    *("test_static_ops.py", "test_threads.py", "test_tutorials.py", Path(__file__).name),
+    *("test_selftest.py", "test_shared_input_ops.py", "test_soak.py", "test_static_ops.py", "test_threads.py"),
+    *("test_tutorials.py", "wheels", Path(__file__).name),
 )
 #: As it was before any test changed it: runs begin beside tests.
 ENVIRONMENT = dict(os.environ)

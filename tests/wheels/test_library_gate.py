@@ -73,6 +73,7 @@ def test_a_library_as_ours_passes(tmp_path: Path) -> None:
     assert judged(tmp_path, sources) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
