@@ -58,6 +58,7 @@ def gradients(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.filterwarnings("ignore:TorchaoLoraLinear")
 def test_adapters_have_the_gradients_of_the_dequantized_encoder(config: str) -> None:

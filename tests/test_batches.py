@@ -85,6 +85,7 @@ def test_an_embedding_is_the_same_in_a_batch_and_alone(
     assert median_sqnr(minilm, differing, SCHEMES[scheme]) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", DEPENDENT)
 def test_what_is_documented_to_depend_on_the_batch_is_near(
     scheme: str, minilm: encoder.Encoder, differing: list[int]

@@ -131,7 +131,7 @@ def test_inductor_with_fixed_rows(dtype: torch.dtype) -> None:
     "dtype",
     [
         pytest.param(torch.float32, marks=pytest.mark.one_cpu),
-        pytest.param(torch.bfloat16, marks=pytest.mark.x86),
+        pytest.param(torch.bfloat16, marks=(pytest.mark.x86, pytest.mark.slow)),
     ],
     ids=cases.name_of,
 )

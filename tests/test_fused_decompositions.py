@@ -7,7 +7,7 @@ from torch.export import ExportedProgram
 
 import ao_arm
 
-pytestmark = pytest.mark.x86
+pytestmark = [pytest.mark.x86, pytest.mark.slow]
 
 #: One of each kind: other roundings, group sizes and numbers of bits take the same ops.
 KINDS = (
@@ -26,7 +26,7 @@ def ops(program: ExportedProgram) -> list[str]:
     return [str(node.target) for node in program.graph.nodes if str(node.target).startswith("ao_arm.")]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_same_ops_and_same_bits(name: str, dtype: torch.dtype) -> None:
     layer = stock.layer_by(stock.WAYS[name], dtype)

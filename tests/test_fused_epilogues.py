@@ -41,6 +41,7 @@ def int_mm(
     return Model()
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 @pytest.mark.parametrize("bias", [(K,), None], ids=str)
 @pytest.mark.parametrize("weight_scale", [(K,), (1, K), (1,)], ids=str)

@@ -70,7 +70,9 @@ def left_of_the_source(program: ExportedProgram) -> list[str]:
 
 
 @pytest.mark.x86
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", ["as exported", *(pytest.param(form, marks=pytest.mark.slow) for form in ("decomposed", "unwrapped"))]
+)
 @EACH_SOURCE
 def test_each_source_of_torchao(source: str, form: str) -> None:
     for dtype, rows, dynamic in ((torch.float32, (5,), None), (torch.bfloat16, (5, 3), ({0: Dim("m", min=2)},))):

@@ -35,6 +35,7 @@ def test_of_weights_that_alone_are_quantized() -> None:
     assert torch.equal(fused.module()(x), model(x))
 
 
+@pytest.mark.slow
 @torch._inductor.config.patch(joint_custom_pre_pass=None)
 def test_of_inductor_without_freezing() -> None:
     """The advice is there where it helps, and following either half of it helps."""

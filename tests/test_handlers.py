@@ -192,6 +192,7 @@ def tensor_memory() -> dict[int, int]:
     return storages
 
 
+@pytest.mark.slow
 @pytest.mark.x86
 @pytest.mark.parametrize(
     ("config", "bytes_per_weight"), [(acl_int8_dynamic(), 1.05), (acl_int4_grouped(), 0.57)], ids=["int8", "int4"]

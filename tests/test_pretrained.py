@@ -132,6 +132,7 @@ def test_trainer_writes_checkpoints_that_from_pretrained_reads(tmp_path: Path) -
     assert_same_model(read(tmp_path / "last"), model)
 
 
+@pytest.mark.slow
 def test_sentence_transformers_write_and_read(tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     module = pytest.importorskip("sentence_transformers.models")

@@ -122,6 +122,7 @@ def test_programs_and_compiled_graphs_fuse_alike(model: str, way: Way) -> None:
         assert decibels(floats(x), result) == pytest.approx(decibels(floats(x), graph(x)), abs=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.one_cpu
 @torch.no_grad()
 def test_arm_s_own_quantizer_compiled_with_freezing() -> None:

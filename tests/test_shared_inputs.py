@@ -72,6 +72,7 @@ def test_a_program_gives_the_same_bits_by_fewer_calls(scheme: str) -> None:
     assert nodes(share_inputs(sharing).graph_module) == nodes(sharing.graph_module), "a second time it finds nothing"
 
 
+@pytest.mark.slow
 def test_programs_share_before_and_after_they_are_decomposed() -> None:
     x = torch.randn(2, 5, K)
     program = exported(quantized(Block(), CONFIGS["int4"][0]), x)
@@ -218,6 +219,7 @@ def outputs_of(program: ExportedProgram, x: Tensor) -> tuple[Tensor, ...]:
     return tuple(program.module()(x.clone()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forward", [*APART, *TOGETHER], ids=lambda forward: forward.__name__)
 def test_what_stands_between(forward: Callable[[Pair, Tensor], tuple[Tensor, ...]]) -> None:
     x = torch.randn(2, 3, K)
