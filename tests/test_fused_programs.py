@@ -37,6 +37,7 @@ import ao_arm
 from ao_arm.passes import fuse, fuse_
 
 EACH_SOURCE = pytest.mark.parametrize("source", SOURCES_HERE)
+SLOW = (pytest.mark.slow, pytest.mark.every_torchao)
 EACH_PT2E = pytest.mark.parametrize("source", PT2E_HERE)
 
 
@@ -71,7 +72,7 @@ def left_of_the_source(program: ExportedProgram) -> list[str]:
 
 @pytest.mark.x86
 @pytest.mark.parametrize(
-    "form", ["as exported", *(pytest.param(form, marks=pytest.mark.slow) for form in ("decomposed", "unwrapped"))]
+    "form", ["as exported", *(pytest.param(form, marks=SLOW) for form in ("decomposed", "unwrapped"))]
 )
 @EACH_SOURCE
 def test_each_source_of_torchao(source: str, form: str) -> None:

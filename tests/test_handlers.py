@@ -193,6 +193,7 @@ def tensor_memory() -> dict[int, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.every_torchao
 @pytest.mark.x86
 @pytest.mark.parametrize(
     ("config", "bytes_per_weight"), [(acl_int8_dynamic(), 1.05), (acl_int4_grouped(), 0.57)], ids=["int8", "int4"]

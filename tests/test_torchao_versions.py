@@ -35,7 +35,7 @@ ALIKE = (
 #: As it was before any test changed it: runs begin beside tests.
 ENVIRONMENT = dict(os.environ)
 PYTEST = ("-m", "pytest", "tests", *(f"--ignore=tests/{name}" for name in ALIKE))
-OPTIONS = ("-q", "--pairs", "-p", "no:cacheprovider", "--color=no", "-rfE", "-m", "not slow")
+OPTIONS = ("-q", "--pairs", "-p", "no:cacheprovider", "--color=no", "-rfE", "-m", "not slow or every_torchao")
 
 
 def fetch(version: str, folder: Path) -> None:
