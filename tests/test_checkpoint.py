@@ -273,7 +273,7 @@ import json, resource, sys, torch, ao_arm
 from torchao.quantization import quantize_
 config = getattr(ao_arm, sys.argv[1])()
 warm = torch.nn.Linear(256, 256); quantize_(warm, config); warm(torch.randn(1, 256))
-model = torch.nn.Linear(4096, 12288)  # large beside what else the process may touch for the first time
+model = torch.nn.Linear(4096, 6144)  # large beside what else the process may touch for the first time
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 quantize_(model, config)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -287,6 +287,6 @@ print(json.dumps({"grown": (after - before) * 1024, "packed": model.weight.nbyte
 def test_quantizing_takes_less_than_one_more_fp32_copy(config: str, bytes_per_weight: float) -> None:
     done = subprocess.run([sys.executable, "-c", MEASURE, config], capture_output=True, text=True, check=True)
     measured = json.loads(done.stdout.splitlines()[-1])
-    elements = 4096 * 12288
+    elements = 4096 * 6144
     assert measured["grown"] <= 4 * elements, measured
     assert measured["packed"] <= bytes_per_weight * elements, measured

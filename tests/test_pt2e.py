@@ -333,6 +333,8 @@ def test_a_real_encoder(way: str) -> None:
     assert decibels(expected, after) == pytest.approx(decibels(expected, before), abs=0.3)
     # Rounding ties that fall the other way add up over six layers; quantization itself costs much more.
     assert decibels(exact(graph)(*other), after) > decibels(expected, after) + 4
+    if way != "arm static per tensor":  # Inductor takes long
+        return
     run = torch.compile(graph, backend="ao_arm", dynamic=True)
     assert decibels(expected, run(*other)) == pytest.approx(decibels(expected, before), abs=0.5)
     assert len(compiled_reports()[-1].fused) == 36 and compiled_reports()[-1].left == ()

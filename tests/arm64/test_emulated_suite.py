@@ -41,8 +41,11 @@ def files(marks: str) -> list[str]:
     texts = {f"tests/{path.name}": path.read_text() for path in sorted(TESTS.glob("test_*.py"))}
     if marks == "every_cpu":
         return [name for name, text in texts.items() if "pytest.mark.every_cpu" in text]
+    left_out = "|".join(mark for mark in ("x86", "one_cpu") if f"not {mark}" in marks)
     return [
-        name for name, text in texts.items() if not re.search(r"^pytestmark = \[?\s*pytest\.mark\.x86\b", text, re.M)
+        name
+        for name, text in texts.items()
+        if not re.search(rf"^pytestmark = \[?\s*pytest\.mark\.({left_out})\b", text, re.M)
     ]
 
 
@@ -97,6 +100,9 @@ def test_files_are_left_out_by_their_marks() -> None:
     assert {*files("every_cpu")} < {*of_any_kind}
     assert "tests/test_tensor.py" in of_any_kind
     assert "tests/test_language_demo.py" not in of_any_kind and "tests/test_directions.py" not in of_any_kind
+    of_each_kind = files("not x86 and not one_cpu")
+    assert {*of_any_kind} - {*of_each_kind} >= {"tests/test_qat.py", "tests/test_encoder_demo.py"}
+    assert {*files("every_cpu")} | {"tests/test_tensor.py"} < {*of_each_kind} < {*of_any_kind}
 
 
 def test_an_outcome_is_read_from_what_pytest_prints() -> None:
