@@ -34,7 +34,7 @@ def test_kernels_on_this_cpu(tmp_path: Path) -> None:
     for command in (
         [cmake, "-S", CHECKOUT / "csrc", "-B", tmp_path, "-G", "Ninja", *(f"-D{k}={v}" for k, v in settings.items())],
         [cmake, "--build", tmp_path, "--target", "kernel_test"],
-        [tmp_path / "kernel_test"],
+        [tmp_path / "kernel_test", "exhaustive"],
     ):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, done.stdout
