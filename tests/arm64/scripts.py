@@ -7,6 +7,8 @@ from pathlib import Path
 
 TOOLS = ("ar", "as", "g++", "gcc", "ld", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip")
 COMPILERS = ("g++", "gcc")
+# Of translated code. What a suite runs is more than the emulator's own 128 MiB, which it would empty and fill again.
+CODE_BYTES = 1 << 30
 
 
 def write_script(path: Path, *lines: str) -> None:
@@ -28,7 +30,7 @@ def write_python(path: Path, *, interpreter: Path, emulator: Path, root: Path, m
     It is also what the emulated Python takes for its own executable (`-0`), so that a child started by
     `sys.executable` is emulated too. It must be in the folder of the real one, from which Python finds its library.
     """
-    words = [emulator, "-cpu", model, "-L", root]
+    words = [emulator, "-tb-size", CODE_BYTES, "-cpu", model, "-L", root]
     quoted = " ".join(shlex.quote(str(word)) for word in words)
     write_script(path, f'exec {quoted} -0 "$0" {shlex.quote(str(interpreter))} "$@"')
 
