@@ -8,13 +8,15 @@ import pytest
 from ao_arm import timing
 from ao_arm.__main__ import main
 from ao_arm.benchmark import command, layers, measuring, results
-from ao_arm.benchmark.candidates import BASELINE, CANDIDATES, Candidate
+from ao_arm.benchmark.candidates import BASELINE, CANDIDATES, OTHER_RUNTIMES, Candidate
 from ao_arm.benchmark.results import Measurement, Results
 from ao_arm.system import current_system
 
 OURS = "ao_arm int8 dynamic"
 SETTINGS = results.Settings("quick", samples=2, sample_seconds=1e-4, most_seconds=1e9)
-EAGER = tuple(row for row in CANDIDATES if not row.backend)
+_OTHERS = tuple(f"{runtime} " for runtime, *_ in OTHER_RUNTIMES)
+#: What torch computes, not compiled.
+EAGER = tuple(row for row in CANDIDATES if not row.backend and not row.name.startswith(_OTHERS))
 
 
 def row_of(name: str) -> Candidate:

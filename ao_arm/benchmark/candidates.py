@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ from ..affine_quantized import packed_weight_of
 from ..config import acl_int4_grouped, acl_int8_dynamic, acl_int8_static
 from ..layout import HAS_AQT
 from ..pack_model import pack_
+from .executorch_layers import ExecuTorchLayer
+from .litert_layers import LiteRTLayer
+from .onnx_runtime_layers import OnnxRuntimeLayer
+from .runtime_layer import RuntimeLayer
 from .torch_layers import Dynamic4BitLinear, DynamicLinear, StaticLinear
 
 Make = Callable[[torch.nn.Linear, Tensor], torch.nn.Module]
@@ -163,12 +168,23 @@ def _needs_engine(engine: str) -> str:
     return "" if hasattr(torch, "quantize_per_tensor") else f"torch {torch.__version__} has no quantized tensors"
 
 
+def _needs_packages(extra: str, *packages: str) -> str:
+    return "" if all(map(find_spec, packages)) else f"it needs `pip install 'ao_arm[{extra}]'`"
+
+
 def _needs_op(name: str) -> str:
     return "" if hasattr(torch.ops.aten, name) else f"torch {torch.__version__} has no aten.{name}"
 
 
 # --- the table ---
 
+
+#: By the extra that installs them: the layer, whose range int8 activations have, groups of 4 bits, and the packages.
+OTHER_RUNTIMES: tuple[tuple[str, type[RuntimeLayer], str, tuple[int, ...], tuple[str, ...]], ...] = (
+    ("onnxruntime", OnnxRuntimeLayer, "tensor", (32, 128), ("onnxruntime", "onnx", "onnx_ir")),
+    ("executorch", ExecuTorchLayer, "token", (32, 128), ("executorch",)),
+    ("litert", LiteRTLayer, "token", (32,), ("litert_torch",)),
+)
 
 #: What is compiled is called by its eager name and one of these, which stand for a backend.
 _BACKENDS = {"compiled": "inductor", "fused": "ao_arm"}
@@ -299,6 +315,19 @@ CANDIDATES = (
             obstacle=partial(_needs_op, "_dyn_quant_matmul_4bit"),
         )
         for group_size in (32, 128)
+    ),
+    *(
+        Candidate(
+            f"{runtime} int4 g{group_size}" if group_size else f"{runtime} int8 dynamic",
+            f"int4 grouped, per token x per group of {group_size}"
+            if group_size
+            else f"int8 dynamic, per {granularity} x per channel",
+            partial(_uncalibrated, layer.of, group_size=group_size),
+            least_sqnr_db=15 if group_size else 33,
+            obstacle=partial(_needs_packages, runtime, *packages),
+        )
+        for runtime, layer, granularity, group_sizes, packages in OTHER_RUNTIMES
+        for group_size in (0, *group_sizes)
     ),
 )
 

@@ -10,10 +10,14 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 
-def weight_bytes(layers: Iterable[torch.nn.Module]) -> int:
-    """The bytes of the parameters and buffers of layers; what several share counts once."""
+def weight_bytes(layers: Iterable[torch.nn.Module]) -> int | None:
+    """The bytes of the parameters and buffers of layers; what several share counts once.
+
+    None if there are none: then weights are where they cannot be counted, in another runtime or packed by torch.
+    """
     tensors = (tensor for layer in layers for held in (layer.parameters(), layer.buffers()) for tensor in held)
-    return sum(_sizes(part for tensor in tensors for part in _parts(tensor)).values())
+    sizes = _sizes(part for tensor in tensors for part in _parts(tensor))
+    return sum(sizes.values()) if sizes else None
 
 
 def live_tensors() -> Sequence[Tensor]:

@@ -33,7 +33,7 @@ class Measurement:
         wrong: whether it ran and gave a wrong result.
         sqnr_db: against fp32; None if it did not run or equals fp32.
         reference_difference: from its own reference, relative to the largest value; 0 means equal bits.
-        weight_bytes: of its layers' parameters and buffers; None if it did not run.
+        weight_bytes: of its layers' parameters and buffers; None if it did not run or has none.
         added_bytes: of the tensors that compiling it made and keeps; None if it is not compiled.
     """
 

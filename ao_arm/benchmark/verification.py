@@ -24,7 +24,7 @@ class Verification:
         reference_difference: the largest difference from the reference, relative to its largest value; None without
             a reference.
         complaint: what is wrong; "" if nothing is.
-        weight_bytes: of the parameters and buffers of the candidate's layers, a shared one once.
+        weight_bytes: of the parameters and buffers of the candidate's layers, a shared one once; None without any.
         added_bytes: of the tensors that compiling made and keeps; None if nothing was compiled.
     """
 
