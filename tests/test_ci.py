@@ -34,7 +34,7 @@ def test_each_command_is_found(tmp_path: Path) -> None:
         shutil.copy2(CHECKOUT / name, tmp_path)
     done = run(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    demo, hooks, soak, tests, wheel, arm64_wheel, sanitized, fuzzed = done.stdout.splitlines()
+    demo, hooks, soak, tests, wheel, arm64_wheel, runtimes, sanitized, fuzzed = done.stdout.splitlines()
     assert demo.startswith("+ python3 -m venv .venv && ") and demo.endswith(" -m ao_arm demo")
     assert hooks.startswith("+ .venv/bin/pip install ") and hooks.endswith("/pre-commit install")
     assert soak == "+ .venv/bin/python tests/soak.py --seconds 10 --calls 20000 --bytes-apart 7"
@@ -42,6 +42,8 @@ def test_each_command_is_found(tmp_path: Path) -> None:
     for line, options in ((wheel, ""), (arm64_wheel, " --arm64")):
         build, tried = (f".venv/bin/python tests/wheels/{name}_wheel.py{options}" for name in ("build", "try"))
         assert line == f"+ {build} && {tried}"
+    assert runtimes.startswith("+ python3 -m venv build/runtimes && ")
+    assert runtimes.endswith(" tests/test_other_runtimes.py tests/arm64/test_cycles.py -k runtimes")
     assert sanitized == "+ .venv/bin/python tests/sanitized.py python kernels races --all"
     assert fuzzed == "+ .venv/bin/python tests/fuzzed.py"
 

@@ -1,8 +1,10 @@
 """Models the cycles that calls take on an Arm core: `python tests/arm64/cycles.py [--cpu CPU] [--threads N] ...`."""
 
 import argparse
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -11,9 +13,24 @@ from pathlib import Path
 from cache import Report
 from counting import Counter, CountingError, Region
 from cycles_caches import CacheRow, cache_row, cache_tables, caches_caveat
-from cycles_figures import CANDIDATES, GROUPS, PEERS, TARGETS, Row, among, caveat, cell, limit, read, threaded, write
+from cycles_figures import (
+    CANDIDATES,
+    GROUPS,
+    PEERS,
+    RUNTIMES,
+    TARGETS,
+    Row,
+    among,
+    caveat,
+    cell,
+    limit,
+    read,
+    threaded,
+    write,
+)
 from cycles_pieces import llvm
 from cycles_plot import Panel, draw
+from cycles_runtimes import obstacles, site_packages, write_models
 from cycles_tables import table
 from cycles_threads_plot import Line, ThreadsPanel, draw_threads
 from machine import BuildError, Machine, Unavailable
@@ -31,14 +48,24 @@ WOKEN = 200
 
 
 def count(
-    machine: Machine, cpu: str, script: Path, *args: str, threads: int, report: Report, caches: Sequence[int] = ()
+    machine: Machine,
+    cpu: str,
+    script: Path,
+    *args: str,
+    threads: int,
+    report: Report,
+    caches: Sequence[int] = (),
+    packages: Sequence[Path] = (),
 ) -> list[Region]:
-    """Run a script with the emulated machine's Python, on so many threads, and count the regions that it runs."""
+    """Run a script with the emulated machine's Python, on so many threads, and count the regions that it runs.
+
+    `packages` are folders of Python packages besides the machine's own.
+    """
     target = TARGETS[cpu]
     counter, staged = Counter(machine.root, report), machine.build()
     env = {
         **machine.environment(target.machine_cpu),
-        "PYTHONPATH": str(staged),
+        "PYTHONPATH": os.pathsep.join(map(str, (staged, *packages))),
         "OMP_NUM_THREADS": str(threads),
     }
     report(f"arm64: counting on an emulated {target.model}, threads: {threads}")
@@ -62,6 +89,28 @@ def priced(region: Region, core: Core, threads: int = 1, top: int = 0) -> Row:
     )
 
 
+def count_candidates(
+    machine: Machine,
+    cpu: str,
+    candidates: Sequence[str],
+    shapes: Sequence[str],
+    threads: int,
+    report: Report,
+    caches: Sequence[int] = (),
+) -> list[Region]:
+    """Count the regions of candidates and shapes, with the models of other runtimes that are among them."""
+    args = [",".join(candidates), ",".join(shapes), str(threads)]
+    if caches:
+        args.append("--caches")
+    if RUNTIMES.isdisjoint(candidates):
+        return count(machine, cpu, GUEST, *args, threads=threads, report=report, caches=caches)
+    packages = (site_packages(report),)
+    with tempfile.TemporaryDirectory() as folder:
+        write_models(Path(folder), candidates, shapes, report)
+        args += ["--models", folder]
+        return count(machine, cpu, GUEST, *args, threads=threads, report=report, caches=caches, packages=packages)
+
+
 def compare(
     machine: Machine,
     cpu: str,
@@ -77,8 +126,7 @@ def compare(
     """
     core, rows = Core(cpu, llvm(report)), []
     for number in threads:
-        args = (",".join(candidates), ",".join(shapes), str(number))
-        regions = count(machine, cpu, GUEST, *args, threads=number, report=report)
+        regions = count_candidates(machine, cpu, candidates, shapes, number, report)
         report(f"arm64: pricing {len(regions)} regions for {cpu}")
         rows += [priced(region, core, number, top) for region in regions]
     return rows
@@ -94,8 +142,7 @@ def compare_caches(
 ) -> list[CacheRow]:
     """The same with what the calls bring into the core's caches, on one thread; two rows for each."""
     core, caches = Core(cpu, llvm(report)), TARGETS[cpu].caches
-    args = (",".join(candidates), ",".join(shapes), "1", "caches")
-    regions = count(machine, cpu, GUEST, *args, threads=1, report=report, caches=caches)
+    regions = count_candidates(machine, cpu, candidates, shapes, 1, report, caches)
     report(f"arm64: pricing {len(regions)} regions for {cpu}")
     return [cache_row(region, priced(region, core), core, top) for region in regions]
 
@@ -171,6 +218,14 @@ def candidates(text: str) -> tuple[str, ...]:
     return tuple(name for name in CANDIDATES if name in named)
 
 
+def with_runtimes(candidates: Sequence[str], report: Report) -> tuple[str, ...]:
+    """These candidates and all other runtimes that models can be made for; why not for others is reported."""
+    missing = obstacles(GROUPS["runtimes"])
+    for name, obstacle in missing.items():
+        report(f"arm64: left out is {name}: {obstacle}")
+    return tuple(dict.fromkeys((*candidates, *(name for name in GROUPS["runtimes"] if name not in missing))))
+
+
 def thread_counts(text: str) -> list[int]:
     """The numbers of a comma-separated list."""
     return [int(item) for item in listed(text, r"[1-9]\d*")]
@@ -204,6 +259,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"{', '.join(CANDIDATES)}, all, or groups of them; {groups} (default: int8, or with --from all)",
     )
     parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="other runtimes as well, as far as ao_arm's extras of their names are installed",
+    )
+    parser.add_argument(
         "--threads",
         type=thread_counts,
         metavar="N,...",
@@ -227,6 +287,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.plot and find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'ao_arm[bench]'")
     report = partial(print, file=sys.stderr, flush=True)
+    if given.peers:
+        given.only = with_runtimes(given.only or DEFAULT_CANDIDATES, report)
+    if given.threads not in (None, [1]) and not RUNTIMES.isdisjoint(given.only or ()):
+        parser.error("what other runtimes' threads do while they wait is not known here: leave out --threads")
     try:
         if given.files:
             asked = given.only, given.shapes, given.threads

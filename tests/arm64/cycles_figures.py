@@ -60,20 +60,31 @@ CANDIDATES = {
     "torchao-int8-fused": "the same, exported and fused by ao_arm",
     "pt2e": "PT2E static s8 for Arm, per tensor, compiled with freezing",
     "pt2e-fused": "the same, compiled with backend ao_arm",
+    "onnxruntime-int8": "ONNX Runtime quantize_dynamic, per tensor x per channel",
+    "onnxruntime-int4-g32": "ONNX Runtime MatMulNBits, groups of 32",
+    "onnxruntime-int4-g128": "ONNX Runtime MatMulNBits, groups of 128",
+    "executorch-int8": "ExecuTorch XNNPACK, per token x per channel",
+    "executorch-int4-g32": "ExecuTorch XNNPACK, 4 bits in groups of 32",
+    "executorch-int4-g128": "ExecuTorch XNNPACK, 4 bits in groups of 128",
+    "litert-int8": "LiteRT dynamic, per token x per channel",
+    "litert-int4-g32": "LiteRT dynamic, 4 bits in groups of 32",
     "three": "ao_arm, per token x per channel: ops of three layers with the same input",
     "three-shared": "the three int8 layers as one op",
     "three-int4-g32": "ao_arm, 4-bit weights in groups of 32: ops of three layers with the same input",
     "three-int4-g32-shared": "the three 4-bit layers as one op",
 }
+# What other tools than torch's make and run: see cycles_runtimes.py.
+RUNTIMES = frozenset(name for name in CANDIDATES if name.startswith(("onnxruntime-", "executorch-", "litert-")))
 LIMIT = "limit of int8 arithmetic"
 # Names for several candidates. torch's static layers per channel take many times the cycles of all others together:
 # they are in `all` only. What torchao quantized comes close to them.
 GROUPS = {
-    "all": tuple(CANDIDATES),
+    "all": tuple(name for name in CANDIDATES if name not in RUNTIMES),
     "int8": ("fp32", "torch-per-tensor", "ours"),
     "static": ("torch-static-s8", "torch-static-u8", "static-s8", "static-u8"),
     "int4": ("torch-int4-g32", "torch-int4-g128", "int4-g32", "int4-g128"),
     "shared": ("three", "three-shared", "three-int4-g32", "three-int4-g32-shared"),
+    "runtimes": tuple(name for name in CANDIDATES if name in RUNTIMES),
     "stock": ("fp32", "torchao-int8", "torchao-int8-packed", "torchao-int8-fused", "pt2e", "pt2e-fused"),
 }
 # What those of ao_arm are to be faster than.

@@ -1,20 +1,24 @@
 """The calls that cycles.py compares; runs on the emulated machine.
 
-    cycles_guest.py CANDIDATE,... MxKxN,... THREADS [caches]
+    cycles_guest.py CANDIDATE,... MxKxN,... THREADS [--caches] [--models FOLDER]
 
 Each candidate multiplies the same activations (m, k) with the same weight (n, k) and adds the same bias. Its result is
 compared with the one in float64 before its region runs, a large one in some rows and columns.
 
-With `caches` each has two regions, in which accesses go through the model of caches: `cold`, where from empty caches on
-another layer of the same kind and shape was called and then the activations were written; and `warm`, where the call
+With `--caches` each has two regions, in which accesses go through the model of caches: `cold`, where from empty caches
+on another layer of the same kind and shape was called and then the activations were written; and `warm`, where the call
 before is the same.
+
+`FOLDER` is what `cycles_runtimes.write_models` wrote: the weights, and models of other runtimes among the candidates.
 """
 
+import argparse
 import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -292,6 +296,15 @@ def stock(
     return lambda: function(x)
 
 
+def other_runtime(name: str, models: Path, x: Tensor, weight: Tensor, bias: Tensor) -> Call:
+    """A layer as another runtime's tools quantized it elsewhere."""
+    from cycles_runtimes import RUNTIMES
+
+    n, k = weight.shape
+    layer = RUNTIMES[name][0]((models / f"{k}x{n}.{name}").read_bytes())
+    return lambda: layer.rows(x)
+
+
 CANDIDATES: dict[str, Callable[[Tensor, Tensor, Tensor], Call | None]] = {
     "fp32": fp32,
     "torch-per-tensor": torch_per_tensor,
@@ -340,9 +353,9 @@ def sqnr(exact: Tensor, result: Tensor) -> float:
 
 
 @lru_cache(maxsize=1)
-def weight_of(k: int, n: int) -> Tensor:
+def weight_of(k: int, n: int, models: Path | None) -> Tensor:
     """A layer's weight, made once for shapes that follow each other."""
-    weight: Tensor = torch.randn(n, k) / k**0.5
+    weight: Tensor = torch.load(models / f"{k}x{n}.pt")[0] if models else torch.randn(n, k) / k**0.5
     return weight
 
 
@@ -371,12 +384,17 @@ def run_with_caches(label: str, call: Call, other: Call, x: Tensor) -> None:
 
 
 def main(
-    candidates: list[str], shapes: list[tuple[int, int, int]], threads: int = 1, with_caches: bool = False
+    candidates: Sequence[str],
+    shapes: Sequence[tuple[int, int, int]],
+    threads: int = 1,
+    with_caches: bool = False,
+    models: Path | None = None,
 ) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     for m, k, n in shapes:
-        x, weight, bias = torch.randn(m, k), weight_of(k, n), torch.randn(n)
+        x, weight = torch.randn(m, k), weight_of(k, n, models)
+        bias = torch.load(models / f"{k}x{n}.pt")[1] if models else torch.randn(n)
         if overflows(x, bias):
             bias.zero_()
         exact = [
@@ -384,7 +402,8 @@ def main(
             for rows, columns in compared(m, k, n)
         ]
         for name in candidates:
-            if (call := CANDIDATES[name](x, weight, bias)) is None:
+            make = partial(other_runtime, name, models) if models and name not in CANDIDATES else CANDIDATES[name]
+            if (call := make(x, weight, bias)) is None:
                 continue
             result = dequantized(call(), call)
             quality = min(sqnr(values, result[rows][:, columns]) for rows, columns, values in exact)
@@ -393,7 +412,7 @@ def main(
             for _ in range(min(MOST_WARM_UPS, max(1, int(WARM_UP_MULTIPLICATIONS / (m * k * n))))):
                 call()
             # A layer of its own memory.
-            other = CANDIDATES[name](x, weight.clone(), bias) if with_caches else None
+            other = make(x, weight.clone(), bias) if with_caches else None
             gc.collect()
             if other is None:
                 run_region(f"{name} {m}x{k}x{n}", call)
@@ -402,10 +421,12 @@ def main(
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("candidates", type=lambda text: text.split(","))
+    parser.add_argument("shapes", type=lambda text: [tuple(map(int, shape.split("x"))) for shape in text.split(",")])
+    parser.add_argument("threads", type=int)
+    parser.add_argument("--caches", action="store_true")
+    parser.add_argument("--models", type=Path)
+    given = parser.parse_args()
     with torch.inference_mode():
-        main(
-            sys.argv[1].split(","),
-            [(int(m), int(k), int(n)) for m, k, n in (shape.split("x") for shape in sys.argv[2].split(","))],
-            int(sys.argv[3]),
-            sys.argv[4:] == ["caches"],
-        )
+        main(given.candidates, given.shapes, given.threads, given.caches, given.models)

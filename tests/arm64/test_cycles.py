@@ -8,23 +8,28 @@ from itertools import product
 from pathlib import Path
 
 import cycles_guest
+import cycles_runtimes
 import pytest
 import torch
 from cache import Report
+from commands import Unavailable
 from counting import Block, Counter, CountingError, joined, parse_regions
-from cycles import candidates, compare, main, panel, priced, threads_panels
-from cycles_figures import CANDIDATES, GROUPS, PEERS, THREADS_CAVEAT, Row, read, write
+from cycles import GUEST, candidates, compare, main, panel, priced, threads_panels, with_runtimes
+from cycles_figures import CANDIDATES, GROUPS, PEERS, RUNTIMES, THREADS_CAVEAT, Row, read, write
 from cycles_pieces import llvm
 from cycles_plot import draw_panel
+from cycles_runtimes import obstacles, site_packages, write_models
 from cycles_tables import table
 from cycles_threads_plot import draw_threads_panel
 from machine import Machine
+from marks import LABEL
 from pieces import SITE_PACKAGES
 from pricing import Core
 from symbols import shortened
 from torch import Tensor
 
 import ao_arm
+from ao_arm.benchmark import candidates as candidates_of_bench
 
 # Calls on neoverse-v1, in cycles; with 64 rows the multiplications alone take 295 thousand.
 TARGETS = {
@@ -169,6 +174,34 @@ def test_targets(machine: Machine, counter: Counter, report: Report) -> None:
         assert cycles[f"{ours} {shape}"] <= VARIATION * cycles[f"{peer} {shape}"], f"{ours} {shape}"
 
 
+def test_other_runtimes_run_what_was_made_here(machine: Machine, tmp_path: Path, report: Report) -> None:
+    if missing := obstacles(RUNTIMES):
+        pytest.skip("; ".join(dict.fromkeys(missing.values())))
+    names = sorted(RUNTIMES)
+    write_models(tmp_path, names, ["3x128x40", "1x128x40"], report)
+    args: list[str | Path] = [GUEST, ",".join(names), "3x128x40,1x128x40", "1", "--models", tmp_path]
+    path = os.pathsep.join(map(str, (machine.build(), site_packages(report))))
+    with machine.start("neoverse-n1", args, env={"PYTHONPATH": path}) as process:
+        output = process.communicate()[0]
+    assert process.returncode == 0, output
+    labels = [line.removeprefix(LABEL) for line in output.splitlines() if line.startswith(LABEL)]
+    assert labels == [f"{name} {shape}" for shape in ("3x128x40", "1x128x40") for name in names]
+
+
+def test_runtimes_that_no_models_can_be_made_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(candidates_of_bench, "find_spec", lambda package: None)
+    with pytest.raises(Unavailable, match=r"litert-int8: it needs `pip install 'ao_arm\[litert\]'`"):
+        write_models(tmp_path, ["ours", "litert-int8"], ["1x64x40"], print)
+    assert not [*tmp_path.iterdir()]
+    assert with_runtimes(("ours",), print) == ("ours",)
+    assert "left out is litert-int8: it needs `pip install 'ao_arm[litert]'`" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--only", "runtimes", "--threads", "16"])
+    assert "leave out --threads" in capsys.readouterr().err
+
+
 def test_a_wrong_result_is_no_measurement(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fp32 = cycles_guest.fp32
     monkeypatch.setitem(cycles_guest.CANDIDATES, "half", lambda *tensors: lambda: fp32(*tensors)() / 2)
@@ -178,7 +211,8 @@ def test_a_wrong_result_is_no_measurement(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_the_candidates_have_names() -> None:
-    assert CANDIDATES.keys() == cycles_guest.CANDIDATES.keys()
+    assert CANDIDATES.keys() == cycles_guest.CANDIDATES.keys() | cycles_runtimes.RUNTIMES.keys()
+    assert cycles_runtimes.RUNTIMES.keys() == RUNTIMES
 
 
 def test_what_the_plugin_writes_is_read() -> None:

@@ -3,6 +3,7 @@
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from cache import cache_folder
@@ -53,6 +54,16 @@ PINS = (
     "truststore==0.10.5",
 )
 
+# What `cycles.py --peers` runs; torch, numpy and their like are those above.
+RUNTIME_PINS = (
+    "ai-edge-litert==2.3.0",
+    "executorch==1.2.0",  # the newest that works with torch 2.10
+    "flatbuffers==25.12.19",
+    "onnxruntime==1.32.0",
+    "ruamel.yaml==0.19.1",
+    "tabulate==0.10.0",
+)
+
 # pip takes these literally: a wheel for a newer C library than the one named is not considered.
 PLATFORMS = (
     "manylinux_2_28_aarch64",
@@ -62,14 +73,14 @@ PLATFORMS = (
 )
 
 
-def unpack_wheels(into: Path) -> None:
+def unpack_wheels(into: Path, pins: Sequence[str] = PINS) -> None:
     """Download every pinned wheel and unzip it into a site folder."""
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".pip-", dir=cache_folder()) as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
         command += ["--no-deps", "--only-binary=:all:", "--implementation=cp", f"--python-version={PYTHON}"]
         command += [f"--platform={platform}" for platform in PLATFORMS]
-        call([*command, f"--dest={folder}", *PINS])
+        call([*command, f"--dest={folder}", *pins])
         for wheel in sorted(Path(folder).glob("*.whl")):
             unzip(wheel, into)
             wheel.unlink()
