@@ -373,7 +373,8 @@ def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_groups_stand_for_candidates(capsys: pytest.CaptureFixture[str]) -> None:
     assert candidates("static,ours") == ("ours", "torch-static-s8", "torch-static-u8", "static-s8", "static-u8")
-    assert candidates("all") == tuple(CANDIDATES)
+    assert candidates("all") == tuple(name for name in CANDIDATES if name not in RUNTIMES)
+    assert candidates("all,runtimes") == tuple(CANDIDATES)
     assert all(name in CANDIDATES for group in GROUPS.values() for name in group)
     with pytest.raises(SystemExit):
         main(["--only", "theirs"])
