@@ -76,8 +76,8 @@ CANDIDATES = {
 # What other tools than torch's make and run: see cycles_runtimes.py.
 RUNTIMES = frozenset(name for name in CANDIDATES if name.startswith(("onnxruntime-", "executorch-", "litert-")))
 LIMIT = "limit of int8 arithmetic"
-# Names for several candidates; `all` are those that need nothing else installed. torch's static layers per channel take many times the cycles of all others together:
-# they are in `all` only. What torchao quantized comes close to them.
+# Names for several candidates; `all` are those that need nothing else installed. torch's static layers per channel take
+# many times the cycles of all others together: they are in `all` only. What torchao quantized comes close to them.
 GROUPS = {
     "all": tuple(name for name in CANDIDATES if name not in RUNTIMES),
     "int8": ("fp32", "torch-per-tensor", "ours"),
