@@ -105,3 +105,11 @@ def piece(
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return final
+
+
+def used(kind: str, folder: Path, seconds: float) -> None:
+    """Note that a folder of a kind is used now, and remove those of its kind that were not for so many seconds."""
+    os.utime(folder)
+    for other in cache_folder().glob(f"{kind}-*"):
+        if other.is_dir() and other.stat().st_mtime < time.time() - seconds:
+            shutil.rmtree(other, ignore_errors=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import kept_objects
-from cache import REPORT_SECONDS, Report, cache_folder, key, locked, meter
+from cache import REPORT_SECONDS, Report, cache_folder, key, locked, meter, used
 from commands import Unavailable
 
 LIBRARY = "libao_arm.so"
@@ -24,6 +24,8 @@ STAGED_FOLDERS = (PACKAGE, "csrc", "docs", "tests", "tutorials")
 NOT_STAGED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "*.dylib", ".*_cache", ".ipynb_checkpoints")
 
 STAGE_KEPT_SECONDS = 24 * 3600
+# Checkouts come and go; what was compiled once is kept apart, so that a build that is wanted again takes seconds.
+BUILD_KEPT_SECONDS = 7 * 24 * 3600
 
 
 class BuildError(RuntimeError):
@@ -58,6 +60,8 @@ def build(
     configure += [f"-D{name}={value}" for name, value in settings.items()]
     with locked(name, report):
         report(what)
+        tree.mkdir(parents=True, exist_ok=True)
+        used("build", tree.parent, BUILD_KEPT_SECONDS)
         _step(configure, env, report)
         _step([cmake, "--build", str(tree), "--target", *targets], env, report)
     return tree
@@ -120,8 +124,7 @@ def stage(checkout: Path, library: Path, report: Report) -> Path:
                 part.rename(final)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        os.utime(final)
-        _remove_old_stages()
+        used("stage", final, STAGE_KEPT_SECONDS)
     return final
 
 
@@ -135,9 +138,3 @@ def _digest(folder: Path) -> str:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _remove_old_stages() -> None:
-    for folder in cache_folder().glob("stage-*"):
-        if folder.stat().st_mtime < time.time() - STAGE_KEPT_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -1,12 +1,13 @@
 """A piece is made once, whole or not at all."""
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cache
 import pytest
-from cache import cache_folder, piece
+from cache import cache_folder, piece, used
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,18 @@ def test_what_an_interrupted_process_left_is_removed() -> None:
     left_over.mkdir()
     piece("toy", {}, lambda folder: None)
     assert not left_over.exists()
+
+
+def test_what_was_not_used_for_long_is_removed() -> None:
+    names = ("build-new", "build-old", "build-mine", "stage-old")
+    for name in names:
+        (cache_folder() / name / "tree").mkdir(parents=True)
+    long_ago = time.time() - 100_000
+    for name in names[1:]:
+        os.utime(cache_folder() / name, (long_ago, long_ago))
+    used("build", cache_folder() / "build-mine", 50_000)
+    assert {path.name for path in cache_folder().iterdir() if path.is_dir()} == {"build-new", "build-mine", "stage-old"}
+    assert (cache_folder() / "build-mine").stat().st_mtime > long_ago
 
 
 def test_two_at_once_fill_a_piece_once() -> None:
