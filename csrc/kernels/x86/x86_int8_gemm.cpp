@@ -5,6 +5,7 @@
 #include "kernels/x86/x86_int8_gemm.h"
 
 #include "core/instruction_set.h"
+#include "kernels/x86/lhs_stride.h"
 
 #if defined(__AVX512VNNI__)
 #include "kernels/x86/x86_int8_tile_avx512.h"

@@ -13,10 +13,6 @@ constexpr int64_t kX86BlockColumns = 16;
 constexpr int64_t kX86Step = 4;
 constexpr int64_t kX86StepBytes = kX86BlockColumns * kX86Step;
 
-// Rows of activations begin an odd number of cache lines apart: so that the rows of a tile, at one place of k, never
-// compete for the same few lines of the first-level cache.
-inline int64_t x86_lhs_stride(int64_t k) { return 64 * (divide_up(k, 64) | 1); }
-
 #if defined(__x86_64__)
 namespace isa_avx2 {
 void x86_pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block);

@@ -4,6 +4,7 @@
 
 #include "core/architecture.h"
 #include "core/kernel.h"
+#include "kernels/x86/lhs_stride.h"
 #include "kernels/x86/x86_int8_gemm.h"
 
 namespace ao_arm {
