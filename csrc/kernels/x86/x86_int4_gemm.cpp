@@ -3,7 +3,7 @@
 // Nibbles hold q + 8, in [0, 15], and multiply-accumulate instructions of x86 take them as they are, unsigned. What is
 // too much, (zero_point + 8) * (sum of the activations), is where each group's sum starts from, negated.
 //
-// From the instruction set's header: Tile, whose sums of a group stay in registers while add_step multiplies
+// From the instruction set's header: Tile, whose sums of a group stay in registers while add_steps multiplies
 // kGroupStep values of k after kGroupStep; a strip, the columns that a tile takes one or more of.
 #include "kernels/x86/x86_int4_gemm.h"
 
@@ -20,7 +20,6 @@ namespace AO_ARM_ISA {
 namespace {
 
 constexpr int64_t kStripsPerBlock = kX86Int4Columns / kStripColumns;
-constexpr int64_t kStepBytes = kGroupStep / 8 * kX86Int4VectorBytes;
 
 // What each tile of a call multiplies by.
 struct Weight {
@@ -36,7 +35,7 @@ struct Weight {
 struct Rows {
     const int8_t* values;
     int64_t stride;
-    const int32_t* negated_sums;
+    const int32_t* sums;  // before a group
     int64_t sums_stride;
 };
 
@@ -48,25 +47,19 @@ inline void multiply_tile(const Rows& given_rows, const Weight& given_weight, in
     const int64_t column = strip % kStripsPerBlock * kStripColumns;
     const uint8_t* block = weight.blocks + strip / kStripsPerBlock * weight.block_bytes;
     const int8_t* values = rows.values;
-    const int32_t* negated_sums = rows.negated_sums;
+    const int32_t* sums = rows.sums;
     for (int r = 0; r < kRows; ++r)
         for (int j = 0; j < kStrips * kStripColumns; ++j) to[r * to_stride + j] = 0;
     for (int64_t g = 0; g < weight.groups; ++g) {
-        const uint8_t* scales = block + weight.group_steps * kStepBytes;
+        const uint8_t* scales = block + weight.group_steps * kX86Int4StepBytes;
         const uint8_t* zeros = scales + kX86Int4Columns * weight.scale_bytes;
-        int32_t negated[kRows] = {};
-        for (int r = 0; r < kRows; ++r)
-            for (int64_t step = 0; step < weight.group_steps; ++step)
-                negated[r] += negated_sums[r * rows.sums_stride + step];
         Tile<kRows, kStrips> tile;
-        tile.start(negated, weight.zero_points ? zeros + column : nullptr, weight.block_bytes);
-        for (int64_t step = 0; step < weight.group_steps; ++step) {
-            tile.add_step(values, rows.stride, block + column * 4, weight.block_bytes);
-            values += kGroupStep;
-            block += kStepBytes;
-        }
+        tile.start(sums, sums + weight.group_steps, rows.sums_stride, weight.zero_points ? zeros + column : nullptr,
+                   weight.block_bytes);
+        tile.add_steps(values, rows.stride, block + column * 4, weight.block_bytes, weight.group_steps);
         tile.finish(scales + column * weight.scale_bytes, weight.scale_bytes, weight.block_bytes, to, to_stride);
-        negated_sums += weight.group_steps;
+        values += weight.group_steps * kGroupStep;
+        sums += weight.group_steps;
         block = zeros + (weight.zero_points ? kX86Int4Columns : 0);
     }
 }
@@ -105,18 +98,20 @@ int32_t sum_of_step(const int8_t* values) {
 }  // namespace
 
 void x86_int4_pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block) {
-    const int64_t k = problem.padded_k(), stride = x86_lhs_stride(k), steps = k / kGroupStep;
-    auto* sums = reinterpret_cast<int32_t*>(block + kX86Int4Rows * stride) + part.first * steps;
-    for (int64_t row = 0; row < part.count; ++row, sums += steps) {
+    const int64_t k = problem.padded_k(), stride = x86_lhs_stride(k);
+    auto* sums = reinterpret_cast<int32_t*>(block + kX86Int4Rows * stride) + part.first * x86_int4_sums(k);
+    for (int64_t row = 0; row < part.count; ++row) {
         __builtin_memcpy(block + (part.first + row) * stride, part.rows[row], k);
-        for (int64_t step = 0; step < steps; ++step) sums[step] = -sum_of_step(part.rows[row] + step * kGroupStep);
+        int32_t sum = 0;
+        *sums++ = sum;
+        for (int64_t l = 0; l < k; l += kGroupStep) *sums++ = sum += sum_of_step(part.rows[row] + l);
     }
 }
 
 // Columns that a tile takes stay in the caches while the rows pass by, in tiles of about as many.
 bool x86_int4_multiply(const Multiplication& call) {
     const Problem& problem = *call.problem;
-    const int64_t k = problem.padded_k(), stride = x86_lhs_stride(k), steps = k / kGroupStep;
+    const int64_t k = problem.padded_k(), stride = x86_lhs_stride(k), row_sums = x86_int4_sums(k);
     const int64_t strips = divide_up(call.columns, kX86Int4Columns) * kStripsPerBlock;
     const Weight weight = {call.weight,           X86Int4ColumnBlock::block_bytes(problem, kX86Int4Columns),
                            problem.groups(),      problem.padded_group() / kGroupStep,
@@ -130,7 +125,7 @@ bool x86_int4_multiply(const Multiplication& call) {
             const int64_t left = (call.m - row + at < kX86Int4Rows ? call.m - row + at : kX86Int4Rows) - at;
             const int64_t rows = left < kMostTileRows ? left : kMostTileRows;
             const auto* sums = reinterpret_cast<const int32_t*>(block + kX86Int4Rows * stride);
-            kOfRows[rows]({block + at * stride, stride, sums + at * steps, steps}, weight, strip, end,
+            kOfRows[rows]({block + at * stride, stride, sums + at * row_sums, row_sums}, weight, strip, end,
                           static_cast<float*>(call.sums) + row * call.sums_stride, call.sums_stride);
             row += rows;
             if (row % kX86Int4Rows == 0) block += x86_int4_lhs_bytes(k);

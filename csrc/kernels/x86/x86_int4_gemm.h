@@ -10,12 +10,14 @@ namespace ao_arm {
 // The weight is packed as for any other CPU: a vector of nibbles is of 16 columns by 8 values along k.
 constexpr int64_t kX86Int4Columns = 16;
 constexpr int64_t kX86Int4VectorBytes = kX86Int4Columns * 4;
+constexpr int64_t kX86Int4StepBytes = kGroupStep / 8 * kX86Int4VectorBytes;
 using X86Int4ColumnBlock = Int4ColumnBlock<kX86Int4Columns, kX86Int4Columns, 4, 4, true>;
 
-// A lhs block: its rows, then for each row the sums of every kGroupStep values, negated.
+// A lhs block: its rows, then for each row the sums of its values before every step of kGroupStep, and of all.
 constexpr int64_t kX86Int4Rows = 8;
+inline int64_t x86_int4_sums(int64_t padded_k) { return padded_k / kGroupStep + 1; }  // of a row
 inline int64_t x86_int4_lhs_bytes(int64_t padded_k) {
-    return kX86Int4Rows * (x86_lhs_stride(padded_k) + padded_k / kGroupStep * static_cast<int64_t>(sizeof(int32_t)));
+    return kX86Int4Rows * (x86_lhs_stride(padded_k) + x86_int4_sums(padded_k) * static_cast<int64_t>(sizeof(int32_t)));
 }
 
 #define AO_ARM_X86_INT4                                                                 \

@@ -22,36 +22,19 @@ class Tile {
     static_assert(kStrips == 1, "as many as most_strips says");
 
    public:
-    // zeros: of each column; null if all are 8.
-    void start(const int32_t* negated_sums, const uint8_t* zeros, int64_t) {
+    // From each row's sums before and after the group, and the columns' zeros; null if all are 8.
+    void start(const int32_t* before, const int32_t* after, int64_t stride, const uint8_t* zeros, int64_t) {
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-            const __m256i row = _mm256_set1_epi32(negated_sums[r]);
+            const __m256i row =
+                _mm256_sub_epi32(_mm256_set1_epi32(before[r * stride]), _mm256_set1_epi32(after[r * stride]));
             sums_[r] = zeros == nullptr ? _mm256_slli_epi32(row, 3) : _mm256_mullo_epi32(row, columns_of(zeros));
         }
     }
 
-    void add_step(const int8_t* lhs, int64_t lhs_stride, const uint8_t* strip, int64_t) {
-        const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-        __m256i pairs[kRows];  // of int16: at most 8 times 2 * 15 * 128
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) pairs[r] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-        for (int l = 0; l < kGroupStep; l += 8) {
-            const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(strip));
-            const __m256i low = _mm256_and_si256(bytes, mask);
-            const __m256i high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask);
-#pragma GCC unroll 8
-            for (int r = 0; r < kRows; ++r) {
-                int32_t four[2];
-                __builtin_memcpy(four, lhs + r * lhs_stride + l, sizeof four);
-                pairs[r] = _mm256_add_epi16(pairs[r], _mm256_maddubs_epi16(low, _mm256_set1_epi32(four[0])));
-                pairs[r] = _mm256_add_epi16(pairs[r], _mm256_maddubs_epi16(high, _mm256_set1_epi32(four[1])));
-            }
-            strip += kX86Int4VectorBytes;
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) sums_[r] = _mm256_add_epi32(sums_[r], _mm256_madd_epi16(pairs[r], ones));
+    void add_steps(const int8_t* lhs, int64_t lhs_stride, const uint8_t* strip, int64_t, int64_t steps) {
+        for (int64_t step = 0; step < steps; ++step)
+            add_step(lhs + step * kGroupStep, lhs_stride, strip + step * kX86Int4StepBytes);
     }
 
     // Adds the group's sums, scaled, to those of the groups before.
@@ -66,6 +49,34 @@ class Tile {
     }
 
    private:
+    void add_step(const int8_t* lhs, int64_t lhs_stride, const uint8_t* strip) {
+        const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+        __m256i pairs[kRows];  // of int16: at most 8 times 2 * 15 * 128
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) pairs[r] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+        for (int l = 0; l < kGroupStep; l += 8) {
+            const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(strip));
+            const __m256i low = _mm256_and_si256(bytes, mask);
+            const __m256i high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask);
+#pragma GCC unroll 8
+            for (int r = 0; r < kRows; ++r) {
+                const int8_t* row = lhs + r * lhs_stride + l;
+                pairs[r] = _mm256_add_epi16(pairs[r], _mm256_maddubs_epi16(low, four_of(row)));
+                pairs[r] = _mm256_add_epi16(pairs[r], _mm256_maddubs_epi16(high, four_of(row + 4)));
+            }
+            strip += kX86Int4VectorBytes;
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) sums_[r] = _mm256_add_epi32(sums_[r], _mm256_madd_epi16(pairs[r], ones));
+    }
+
+    static __m256i four_of(const int8_t* values) {
+        int32_t four;
+        __builtin_memcpy(&four, values, sizeof four);
+        return _mm256_set1_epi32(four);
+    }
+
     static __m256i columns_of(const uint8_t* bytes) {
         return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
     }

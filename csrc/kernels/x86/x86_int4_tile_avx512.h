@@ -20,11 +20,12 @@ constexpr int most_strips(int rows) { return rows > 2 ? 2 : 4; }
 template <int kRows, int kStrips>
 class Tile {
    public:
-    // zeros: of each strip, strip_bytes apart; null if all are 8.
-    void start(const int32_t* negated_sums, const uint8_t* zeros, int64_t strip_bytes) {
+    // From each row's sums before and after the group, and the columns' zeros, strip_bytes apart; null if all are 8.
+    void start(const int32_t* before, const int32_t* after, int64_t stride, const uint8_t* zeros, int64_t strip_bytes) {
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-            const __m512i row = _mm512_set1_epi32(negated_sums[r]);
+            const __m512i row =
+                _mm512_sub_epi32(_mm512_set1_epi32(before[r * stride]), _mm512_set1_epi32(after[r * stride]));
 #pragma GCC unroll 8
             for (int s = 0; s < kStrips; ++s)
                 sums_[r][s] = zeros == nullptr ? _mm512_slli_epi32(row, 3)
@@ -32,25 +33,25 @@ class Tile {
         }
     }
 
-    void add_step(const int8_t* lhs, int64_t lhs_stride, const uint8_t* strips, int64_t strip_bytes) {
+    void add_steps(const int8_t* lhs, int64_t lhs_stride, const uint8_t* strips, int64_t strip_bytes, int64_t steps) {
         const __m512i mask = _mm512_set1_epi8(15);
-        for (int64_t l = 0; l < kGroupStep; l += 8) {
-            __m512i low[kStrips], high[kStrips];
+        for (int64_t l = 0; l < steps * kGroupStep; l += 8) {
+            __m512i halves[2][kStrips];
 #pragma GCC unroll 8
             for (int s = 0; s < kStrips; ++s) {
                 const __m512i bytes = _mm512_loadu_si512(strips + s * strip_bytes);
-                low[s] = _mm512_and_si512(bytes, mask);
-                high[s] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
+                halves[0][s] = _mm512_and_si512(bytes, mask);
+                halves[1][s] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
             }
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 8
-            for (int r = 0; r < kRows; ++r) {
-                int32_t four[2];
-                __builtin_memcpy(four, lhs + r * lhs_stride + l, sizeof four);
-                const __m512i first = _mm512_set1_epi32(four[0]), second = _mm512_set1_epi32(four[1]);
+                for (int r = 0; r < kRows; ++r) {
+                    const __m512i row = four_of(lhs + r * lhs_stride + l + half * 4);
 #pragma GCC unroll 8
-                for (int s = 0; s < kStrips; ++s) sums_[r][s] = _mm512_dpbusd_epi32(sums_[r][s], low[s], first);
-#pragma GCC unroll 8
-                for (int s = 0; s < kStrips; ++s) sums_[r][s] = _mm512_dpbusd_epi32(sums_[r][s], high[s], second);
+                    for (int s = 0; s < kStrips; ++s)
+                        sums_[r][s] = _mm512_dpbusd_epi32(sums_[r][s], halves[half][s], row);
+                }
             }
             strips += kX86Int4VectorBytes;
         }
@@ -71,6 +72,12 @@ class Tile {
     }
 
    private:
+    static __m512i four_of(const int8_t* values) {
+        int32_t four;
+        __builtin_memcpy(&four, values, sizeof four);
+        return _mm512_set1_epi32(four);
+    }
+
     static __m512i columns_of(const uint8_t* bytes) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
     }

@@ -25,6 +25,9 @@ inline int32_t sum_of_row(const LhsValue* row, int64_t count) {
     return sum;
 }
 
+// Bytes that the weight is asked for ahead of its use: what comes from memory is not fast enough for few rows.
+constexpr int64_t kPrefetched = 1024;
+
 // Strips that a tile of so many rows takes at once: 24 of the 32 registers hold sums or, of few rows, as many as are
 // needed for no multiplication to wait for an earlier one.
 constexpr int most_strips(int rows) { return rows > 6 ? 3 : rows > 2 ? 4 : 8; }
@@ -43,7 +46,10 @@ class Tile {
     void add_step(const LhsValue* lhs, int64_t lhs_stride, const uint8_t* strips, int64_t strip_bytes) {
         __m512i columns[kStrips];
 #pragma GCC unroll 8
-        for (int s = 0; s < kStrips; ++s) columns[s] = _mm512_loadu_si512(strips + s * strip_bytes);
+        for (int s = 0; s < kStrips; ++s) {
+            _mm_prefetch(strips + s * strip_bytes + kPrefetched, _MM_HINT_T0);
+            columns[s] = _mm512_loadu_si512(strips + s * strip_bytes);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
             int32_t four;
