@@ -113,17 +113,19 @@ bool x86_int4_multiply(const Multiplication& call) {
     const Problem& problem = *call.problem;
     const int64_t k = problem.padded_k(), stride = x86_lhs_stride(k), row_sums = x86_int4_sums(k);
     const int64_t strips = divide_up(call.columns, kX86Int4Columns) * kStripsPerBlock;
-    const Weight weight = {call.weight,           X86Int4ColumnBlock::block_bytes(problem, kX86Int4Columns),
+    const int64_t column_bytes = problem.scale_bytes() + (problem.zero_points ? 1 : 0);
+    const int64_t block_bytes = kX86Int4Columns * (k / 2 + problem.groups() * column_bytes);
+    const Weight weight = {call.weight,           block_bytes,
                            problem.groups(),      problem.padded_group() / kGroupStep,
                            problem.scale_bytes(), problem.zero_points};
+    static_assert(kX86Int4Rows % kMostTileRows == 0, "a tile's rows are of one block");
     constexpr int64_t kTogether = 2 * most_strips(kMostTileRows);
     for (int64_t strip = 0; strip < strips; strip += kTogether) {
         const int64_t end = strip + kTogether < strips ? strip + kTogether : strips;
         const int8_t* block = call.lhs;
         for (int64_t row = 0; row < call.m;) {
             const int64_t at = row % kX86Int4Rows;
-            const int64_t left = (call.m - row + at < kX86Int4Rows ? call.m - row + at : kX86Int4Rows) - at;
-            const int64_t rows = left < kMostTileRows ? left : kMostTileRows;
+            const int64_t rows = call.m - row < kMostTileRows ? call.m - row : kMostTileRows;
             const auto* sums = reinterpret_cast<const int32_t*>(block + kX86Int4Rows * stride);
             kOfRows[rows]({block + at * stride, stride, sums + at * row_sums, row_sums}, weight, strip, end,
                           static_cast<float*>(call.sums) + row * call.sums_stride, call.sums_stride);

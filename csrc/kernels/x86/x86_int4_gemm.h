@@ -2,7 +2,6 @@
 #pragma once
 
 #include "core/kernel.h"
-#include "kernels/int4_column_block.h"
 #include "kernels/x86/lhs_stride.h"
 
 namespace ao_arm {
@@ -11,7 +10,6 @@ namespace ao_arm {
 constexpr int64_t kX86Int4Columns = 16;
 constexpr int64_t kX86Int4VectorBytes = kX86Int4Columns * 4;
 constexpr int64_t kX86Int4StepBytes = kGroupStep / 8 * kX86Int4VectorBytes;
-using X86Int4ColumnBlock = Int4ColumnBlock<kX86Int4Columns, kX86Int4Columns, 4, 4, true>;
 
 // A lhs block: its rows, then for each row the sums of its values before every step of kGroupStep, and of all.
 constexpr int64_t kX86Int4Rows = 8;

@@ -1,9 +1,12 @@
 // The table's entries for our own micro-kernels for 4-bit weights on x86, one for each instruction set.
 #include "core/architecture.h"
+#include "kernels/int4_column_block.h"
 #include "kernels/x86/x86_int4_gemm.h"
 
 namespace ao_arm {
 namespace {
+
+using ColumnBlock = Int4ColumnBlock<kX86Int4Columns, kX86Int4Columns, 4, 4, true>;
 
 std::string packing_format(const Problem&) { return "16 columns, vectors of 16 columns by 8 of k"; }
 
@@ -31,9 +34,9 @@ constexpr Kernel x86(const char* id, const char* summary, uint32_t features, con
     kernel.cost = cost<kMacsPerCycle>;
     kernel.packing_format = packing_format;
     kernel.column_step = kX86Int4Columns;
-    kernel.block_bytes = X86Int4ColumnBlock::block_bytes;
-    kernel.pack = X86Int4ColumnBlock::pack;
-    kernel.unpack = X86Int4ColumnBlock::unpack;
+    kernel.block_bytes = ColumnBlock::block_bytes;
+    kernel.pack = ColumnBlock::pack;
+    kernel.unpack = ColumnBlock::unpack;
     kernel.row_step = kX86Int4Rows;
     kernel.padded_k = padded_k;
     kernel.lhs_bytes = lhs_bytes;
@@ -51,8 +54,8 @@ constexpr Functions kAvx512Functions = {isa_avx512::x86_int4_pack_lhs, isa_avx51
 constexpr Functions kAvx2Functions = {}, kAvx512Functions = {};
 #endif
 
-const Kernel kAvx2Kernel = x86<25>("portable/int4_avx2", "own micro-kernels for AVX2", kAvx2, kAvx2Functions);
-const Kernel kAvx512VnniKernel = x86<70>("portable/int4_avx512vnni", "own dot product micro-kernels for AVX-512 VNNI",
+const Kernel kAvx2Kernel = x86<20>("portable/int4_avx2", "own micro-kernels for AVX2", kAvx2, kAvx2Functions);
+const Kernel kAvx512VnniKernel = x86<60>("portable/int4_avx512vnni", "own dot product micro-kernels for AVX-512 VNNI",
                                          kAvx512Vnni, kAvx512Functions);
 
 }  // namespace
