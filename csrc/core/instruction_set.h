@@ -4,5 +4,4 @@
 
 #if !defined(AO_ARM_ISA)
 #define AO_ARM_ISA isa_baseline
-#define AO_ARM_LHS 0
 #endif

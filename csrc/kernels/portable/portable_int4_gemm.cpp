@@ -8,9 +8,7 @@
 #include "rows/element_types.h"
 
 // multiply_step<kRows>: acc[r][j] += sum over kGroupStep values of row r times column j.
-#if defined(__AVX2__)
-#include "kernels/x86/int4_step_x86.h"
-#elif defined(__aarch64__)
+#if defined(__aarch64__)
 #include "kernels/neon/int4_step_neon.h"
 #endif
 
@@ -18,7 +16,7 @@ namespace ao_arm {
 namespace AO_ARM_ISA {
 namespace {
 
-#if !defined(__AVX2__) && !defined(__aarch64__)
+#if !defined(__aarch64__)
 // Products and their sums over 8 values fit in int16, of which vectors hold twice as many.
 template <int kRows>
 inline void multiply_step(const int8_t* lhs, int64_t lhs_stride, const uint8_t* weight,

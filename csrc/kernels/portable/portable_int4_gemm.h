@@ -22,13 +22,5 @@ inline const int32_t* portable_int4_lhs_sums(const int8_t* block, int64_t padded
 namespace isa_baseline {
 bool portable_int4_multiply(const Multiplication& call);
 }
-#if defined(__x86_64__)
-namespace isa_avx2 {
-bool portable_int4_multiply(const Multiplication& call);
-}
-namespace isa_avx512 {
-bool portable_int4_multiply(const Multiplication& call);
-}
-#endif
 
 }  // namespace ao_arm

@@ -1,5 +1,4 @@
-// Compiled once per instruction set, with AO_ARM_ISA naming the namespace and AO_ARM_LHS saying in which form its
-// multiply-accumulate instructions want the activations. Everything but the entry points is local.
+// Compiled once per instruction set, with AO_ARM_ISA naming the namespace. Everything but the entry points is local.
 #include "kernels/portable/portable_int8_gemm.h"
 
 #include "core/instruction_set.h"
@@ -8,24 +7,17 @@ namespace ao_arm {
 namespace AO_ARM_ISA {
 namespace {
 
-#define AO_ARM_SIGNED_BYTES 0    // sdot, smlal
-#define AO_ARM_UNSIGNED_BYTES 1  // vpdpbusd: a + 128; the surplus of 128 * sum(b) is taken off at the end
-#define AO_ARM_INT16 2           // pmaddwd
-#if AO_ARM_LHS == AO_ARM_SIGNED_BYTES
-using Lhs = int8_t;
-#elif AO_ARM_LHS == AO_ARM_UNSIGNED_BYTES
-using Lhs = uint8_t;
+#if defined(__x86_64__)
+using Lhs = int16_t;  // pmaddwd
 #else
-using Lhs = int16_t;
+using Lhs = int8_t;  // sdot, smlal
 #endif
-constexpr int32_t kSurplus = AO_ARM_LHS == AO_ARM_UNSIGNED_BYTES ? 128 : 0;
 
 // Operands of a tile and where its sums go.
 struct Operands {
     const Lhs* lhs;     // rows, k values each
     const int8_t* rhs;  // columns, k values each
     int64_t k;
-    const int32_t* column_sums;
     int32_t* sums;
     int64_t sums_stride;
 };
@@ -44,20 +36,15 @@ inline void multiply_tile(const Operands& given) {
                 sums[row][column] += static_cast<int32_t>(lhs[row * k + i]) * static_cast<int32_t>(rhs[column * k + i]);
         }
     }
-    for (int row = 0; row < kRows; ++row) {
-        for (int column = 0; column < kColumns; ++column) {
-            const uint32_t surplus = kSurplus * static_cast<uint32_t>(given.column_sums[column]);
-            given.sums[row * given.sums_stride + column] =
-                static_cast<int32_t>(static_cast<uint32_t>(sums[row][column]) - surplus);
-        }
-    }
+    for (int row = 0; row < kRows; ++row)
+        for (int column = 0; column < kColumns; ++column)
+            given.sums[row * given.sums_stride + column] = sums[row][column];
 }
 
 template <int kRows>
 void multiply_rows(Operands operands, int64_t columns) {
     const auto advance = [&](int64_t by) {
         operands.rhs += by * operands.k;
-        operands.column_sums += by;
         operands.sums += by;
         columns -= by;
     };
@@ -74,18 +61,14 @@ void portable_pack_lhs(const Problem& problem, const LhsPart& part, int8_t* bloc
     for (int64_t row = 0; row < part.count; ++row) {
         const int8_t* from = part.rows[row];
         Lhs* to = reinterpret_cast<Lhs*>(block) + (part.first + row) * k;
-        for (int64_t i = 0; i < k; ++i) to[i] = static_cast<Lhs>(from[i] + kSurplus);
+        for (int64_t i = 0; i < k; ++i) to[i] = from[i];
     }
 }
 
 bool portable_multiply(const Multiplication& call) {
     const int64_t k = round_up(call.problem->k, kPortableMultiple);
-    Operands operands = {reinterpret_cast<const Lhs*>(call.lhs),
-                         reinterpret_cast<const int8_t*>(call.weight),
-                         k,
-                         call.column_sums,
-                         static_cast<int32_t*>(call.sums),
-                         call.sums_stride};
+    Operands operands = {reinterpret_cast<const Lhs*>(call.lhs), reinterpret_cast<const int8_t*>(call.weight), k,
+                         static_cast<int32_t*>(call.sums), call.sums_stride};
     int64_t row = 0;
     const auto advance = [&](int64_t by) {
         operands.lhs += by * k;

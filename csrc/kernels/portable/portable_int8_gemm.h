@@ -22,14 +22,7 @@ constexpr int64_t kPortableColumns = 4;
 namespace isa_baseline {
 AO_ARM_PORTABLE_INT8
 }
-#if defined(__x86_64__)
-namespace isa_avx2 {
-AO_ARM_PORTABLE_INT8
-}
-namespace isa_avx512 {
-AO_ARM_PORTABLE_INT8
-}
-#elif defined(__aarch64__)
+#if defined(__aarch64__)
 namespace isa_dotprod {
 AO_ARM_PORTABLE_INT8
 }

@@ -32,8 +32,8 @@ bool unpack(const Problem& problem, const uint8_t* block, Columns columns, const
 
 void reject_nothing(const Problem&, std::vector<std::string>&) {}
 
-// Fixed cycles of a call, and multiply-accumulates a cycle: modelled on Neoverse V1 (i8mm) and N1 (dotprod, baseline),
-// rough estimates for x86. Rows that fill no tile load the weight for themselves alone.
+// Fixed cycles of a call, and multiply-accumulates a cycle: modelled on Neoverse V1 (i8mm) and N1 (dotprod, baseline).
+// Rows that fill no tile load the weight for themselves alone.
 template <int kMacsPerCycle>
 double cost(const Problem& problem, int64_t m, const CpuFeatures&) {
     const double rows = static_cast<double>(m + m % kPortableRows);
@@ -76,11 +76,6 @@ constexpr Kernel portable(const char* id, const char* summary, uint32_t features
 #define AO_ARM_FUNCTIONS(isa) \
     Functions { isa::portable_pack_lhs, isa::portable_multiply, lhs_bytes<isa::kPortableLhsBytes> }
 constexpr Functions kBaseline = AO_ARM_FUNCTIONS(isa_baseline);
-#if defined(__x86_64__)
-constexpr Functions kAvx2Functions = AO_ARM_FUNCTIONS(isa_avx2), kAvx512Functions = AO_ARM_FUNCTIONS(isa_avx512);
-#else
-constexpr Functions kAvx2Functions = {}, kAvx512Functions = {};
-#endif
 #if defined(__aarch64__)
 constexpr Functions kDotprodFunctions = AO_ARM_FUNCTIONS(isa_dotprod), kI8mmFunctions = AO_ARM_FUNCTIONS(isa_i8mm);
 #else
@@ -88,15 +83,10 @@ constexpr Functions kDotprodFunctions = {}, kI8mmFunctions = {};
 #endif
 #undef AO_ARM_FUNCTIONS
 
-constexpr auto kX86Only = reject_elsewhere<Architecture::kX86>;
 constexpr auto kAArch64Only = reject_elsewhere<Architecture::kAArch64>;
 
 const Kernel kPortableBaseline =
     portable<4>("portable/baseline", "plain C++ for any CPU", kNoFeature, reject_nothing, kBaseline);
-const Kernel kPortableAvx2 =
-    portable<24>("portable/avx2", "plain C++, compiled for AVX2", kAvx2, kX86Only, kAvx2Functions);
-const Kernel kPortableAvx512Vnni = portable<80>("portable/avx512vnni", "plain C++, compiled for AVX-512 VNNI",
-                                                kAvx512Vnni, kX86Only, kAvx512Functions);
 const Kernel kPortableDotprod = portable<29>("portable/dotprod", "plain C++, compiled for dot product instructions",
                                              kDotprod, kAArch64Only, kDotprodFunctions);
 const Kernel kPortableI8mm =
@@ -105,8 +95,6 @@ const Kernel kPortableI8mm =
 
 }  // namespace
 
-std::vector<const Kernel*> portable_int8_kernels() {
-    return {&kPortableI8mm, &kPortableDotprod, &kPortableAvx512Vnni, &kPortableAvx2, &kPortableBaseline};
-}
+std::vector<const Kernel*> portable_int8_kernels() { return {&kPortableI8mm, &kPortableDotprod, &kPortableBaseline}; }
 
 }  // namespace ao_arm
