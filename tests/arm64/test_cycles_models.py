@@ -66,6 +66,7 @@ def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> 
     assert "'bert' is none of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_the_guest_makes_each_model_s_layer_and_its_parts(model: str) -> None:
     pytest.importorskip("transformers")
