@@ -15,10 +15,12 @@ from counting import Counter, CountingError, Region
 from cycles_caches import CacheRow, cache_row, cache_tables, caches_caveat
 from cycles_figures import (
     CANDIDATES,
+    CAVEAT,
     GROUPS,
     PEERS,
     RUNTIMES,
     TARGETS,
+    THREADS_CAVEAT,
     Row,
     among,
     caveat,
@@ -28,6 +30,7 @@ from cycles_figures import (
     threaded,
     write,
 )
+from cycles_models import LENGTHS, MODEL_CAVEAT, MODELS, ModelRow, draw_models, model_rows, model_table
 from cycles_pieces import llvm
 from cycles_plot import Panel, draw
 from cycles_runtimes import obstacles, site_packages, write_models
@@ -39,6 +42,7 @@ from thread_teams import opened, without_waiting
 from wheels import PYTHON
 
 GUEST = Path(__file__).with_name("cycles_guest.py")
+MODEL_GUEST = Path(__file__).with_name("cycles_model_guest.py")
 
 DEFAULT_CANDIDATES = GROUPS["int8"]
 DEFAULT_SHAPES = ("1x768x768", "8x768x768", "64x768x768", "64x768x3072", "64x3072x768")
@@ -147,6 +151,17 @@ def compare_caches(
     return [cache_row(region, priced(region, core), core, top) for region in regions]
 
 
+def compare_model(
+    machine: Machine, cpu: str, model: str, lengths: Sequence[int], threads: int, report: Report = print
+) -> list[ModelRow]:
+    """Model an encoder with contexts of these lengths."""
+    args = (model, ",".join(map(str, lengths)), str(threads))
+    regions = count(machine, cpu, MODEL_GUEST, *args, threads=threads, report=report)
+    report(f"arm64: pricing {len(regions)} regions for {cpu}")
+    core = Core(cpu, llvm(report))
+    return model_rows(model, [priced(region, core, threads) for region in regions])
+
+
 def panel(cpu: str, rows: Sequence[Row]) -> Panel:
     """What is drawn of a core's rows."""
     cycles = {cell(row): row.cycles for row in rows}
@@ -212,6 +227,18 @@ def show_caches(cpu: str, rows: Sequence[CacheRow]) -> None:
     print(f"{caveat(cpu, [row.row for row in rows])}\n{caches_caveat(cpu)}\n")
 
 
+def show_models(cpu: str, models: Sequence[str], lengths: Sequence[int], threads: int, file: Path | None) -> None:
+    """Print the table of each model and what the figures are, and draw all of them."""
+    report = partial(print, file=sys.stderr, flush=True)
+    machine, found = Machine(report), {}
+    for model in models:
+        found[model] = compare_model(machine, cpu, model, lengths, threads, report)
+        print(f"{model_table(model, found[model], cpu, threads)}\n\n{MODEL_CAVEAT.format(layers=MODELS[model])}\n")
+    print(f"{CAVEAT}\n{THREADS_CAVEAT}")
+    if file:
+        draw_models(found, cpu, threads, file)
+
+
 def candidates(text: str) -> tuple[str, ...]:
     """The candidates of a comma-separated list of them and of groups, in the order of `CANDIDATES`."""
     named = {name for item in listed(text, "|".join((*GROUPS, *CANDIDATES))) for name in GROUPS.get(item, (item,))}
@@ -274,6 +301,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="count what calls bring into the core's caches, on one thread; --top then names what brings in most",
     )
+    parser.add_argument(
+        "--model",
+        dest="models",
+        type=partial(listed, pattern="|".join(MODELS)),
+        metavar="NAME,...",
+        help=f"encoders of transformers instead of layers: {', '.join(MODELS)} (16 threads, or as --threads says)",
+    )
+    parser.add_argument(
+        "--lengths",
+        type=thread_counts,
+        default=LENGTHS,
+        metavar="N,...",
+        help="of the contexts of --model, in tokens (default: 8, 16, .. 512)",
+    )
     parser.add_argument("--top", type=int, default=0, metavar="N", help="name the N costliest functions of each call")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures (.png); needs matplotlib")
@@ -286,6 +327,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--caches models the caches of one core, whose thread is the only one: leave out --threads")
     if given.plot and find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'ao_arm[bench]'")
+    if given.models and (given.files or given.json or given.caches or given.only or given.shapes or given.top):
+        parser.error("--model goes with --cpu, --threads, --lengths and --plot")
+    if given.models and given.threads and len(given.threads) > 1:
+        parser.error("--model takes one number of threads")
     report = partial(print, file=sys.stderr, flush=True)
     if given.peers:
         given.only = with_runtimes(given.only or DEFAULT_CANDIDATES, report)
@@ -295,6 +340,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.files:
             asked = given.only, given.shapes, given.threads
             found = {cpu: among(rows, *asked) for cpu, rows in read(given.files).items()}
+        elif given.models:
+            (threads,) = given.threads or (16,)
+            show_models(given.cpu, given.models, given.lengths, threads, given.plot)
+            return 0
         elif given.caches:
             calls = given.only or DEFAULT_CANDIDATES, given.shapes or DEFAULT_SHAPES
             show_caches(given.cpu, compare_caches(Machine(report), given.cpu, *calls, given.top, report))
