@@ -32,14 +32,14 @@ __attribute__((always_inline)) inline void unpack(const uint8_t* at, int8x16_t z
 }
 
 // kRowsOfTile rows by 8 columns. Groups of 32 are finished row by row, with four columns unpacked in registers; in
-// longer groups each row has an accumulator, a lone row two; few rows take all columns in one go. A lone row does so in
-// groups of 32 as well: without zero points it is multiplied by whole bytes in place of the high nibbles, and what the
+// longer groups each row has an accumulator, a lone row two; few rows take all columns in one go, a lone row in groups
+// of 32 as well. Those are, without zero points, multiplied by whole bytes in place of the high nibbles, and what the
 // low ones add to that is taken off in the end.
 template <int kRowsOfTile, Kind kKind, bool kZeros, class Scale>
 AO_ARM_TILE tile(const Part& part) {
     constexpr int kTogether = kRowsOfTile <= 4 ? 2 : 1;
     constexpr int kSplit = kRowsOfTile == 1 && kKind != k32 ? 2 : 1;
-    constexpr bool kRaw = kRowsOfTile == 1 && !kZeros;
+    constexpr bool kRaw = kTogether == 2 && (kRowsOfTile == 1 || kKind != k32) && !kZeros;
     const int64_t lhs_stride = part.lhs_stride, group_bytes = part.group_bytes;
     int32_t starts[8];  // of a sum, and of its second part
     vst1q_s32(starts, start<kKind>());
@@ -85,7 +85,8 @@ AO_ARM_TILE tile(const Part& part) {
                     zero[c] = kZeros ? zeros_of_four(zeros + 4 * (c0 + c)) : vdupq_n_s8(0);
                     unrolled<kRowsOfTile>(AO_ARM_UNROLLED(r) {
                         constexpr bool kCorrected = kRaw || (c0 + c == 0 && !kZeros);
-                        acc[r][c][0] = load_here(kCorrected ? own_starts + 4 * (kRaw ? c : r) : starts);
+                        acc[r][c][0] =
+                            load_here(kCorrected ? own_starts + 4 * ((c0 + c) * kInt4BytesStart + r) : starts);
                         if constexpr (kSplit == 2) acc[r][c][1] = load_here(starts + 4);
                     });
                 });

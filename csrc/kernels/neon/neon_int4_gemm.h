@@ -13,6 +13,8 @@ constexpr int64_t kNeonInt4Columns = 8;
 // + (q + 8) of the first one. The sums of the low nibbles start at -8 times the sum of the activations of the group;
 // these numbers follow the rows of a lhs block: for each group kInt4StartVectors vectors.
 constexpr int64_t kInt4StartVectors = 8;
+// Of blocks with up to half as many vectors of starts: the first of those for whole bytes.
+constexpr int64_t kInt4BytesStart = kInt4StartVectors / 2;
 
 // Bytes of a lhs block of `rows` rows. The starts of one more group are read, for no use.
 inline int64_t neon_int4_lhs_bytes(const Problem& problem, int64_t rows) {

@@ -35,14 +35,24 @@ inline void dot_here(int32x4_t& acc, int8x16_t lhs, int8x16_t rhs) {
     asm volatile("sdot %0.4s, %1.16b, %2.16b" : "+w"(acc) : "w"(lhs), "w"(rhs));
 }
 
+// Where the sums of a pair of rows and a pair of columns, counted from kPair on, start: `starts` if nothing corrects
+// them.
+template <int kPair, bool kZeros, bool kRaw>
+inline const int32_t* start_of(const int32_t* low_starts, int pair, const int32_t* starts) {
+    if (kZeros) return starts;
+    return kPair < 2 ? low_starts + 4 * pair : kRaw ? low_starts + 4 * (kInt4BytesStart + pair) : starts;
+}
+
 // kPairs pairs of rows by kColumnPairs pairs of columns, from kFirstPair on. The first two pairs of columns are low
 // nibbles, the others high ones. The units that multiply are what there is
 // least of, so accumulators get their first value by loads. Groups of 32 are finished pair of rows by pair of rows,
 // with two pairs of columns unpacked in registers beside up to 16 vectors of sums. In longer groups all accumulators
-// stay in registers, and so do as many of the sums as there is room for; the rest is kept in memory.
+// stay in registers, and so do as many of the sums as there is room for; the rest is kept in memory. Where all columns
+// are multiplied together, whole bytes are in place of the high nibbles, as for one row.
 template <int kPairs, int kColumnPairs, int kFirstPair, Kind kKind, bool kZeros, class Scale>
 AO_ARM_TILE tile(const Part& part) {
     constexpr int kSums = kPairs * kColumnPairs;
+    constexpr bool kRaw = kKind != k32 && kColumnPairs == 4 && !kZeros;
     constexpr int kInRegisters = kKind == k32 ? kSums : 24 - kSums < kSums ? 24 - kSums : kSums;
     float memory[kInRegisters < kSums ? kSums * 4 : 1];
     int32_t starts[4];
@@ -77,7 +87,7 @@ AO_ARM_TILE tile(const Part& part) {
     if constexpr (kKind != k32) {
         unrolled<kPairs>(AO_ARM_UNROLLED(p) {
             unrolled<kColumnPairs>(AO_ARM_UNROLLED(c) {
-                acc[p][c] = load_here(kFirstPair + c < 2 && !kZeros ? low_starts + 4 * p : starts);
+                acc[p][c] = load_here(start_of<kFirstPair + c / 2 * 2, kZeros, kRaw>(low_starts, p, starts));
             });
         });
     }
@@ -122,7 +132,9 @@ AO_ARM_TILE tile(const Part& part) {
                         const uint8x16_t bytes = vld1q_u8(weight + v * vector_bytes + (2 * i + eight) * 16);
                         unrolled<kColumnPairs / 2>(AO_ARM_UNROLLED(of) {
                             constexpr int kHalf = kFirstPair / 2 + of, c = 2 * of + v;
-                            values[eight][c] = values_of<kHalf, kZeros>(bytes, vld1q_u8(kMasks[kHalf]), zero[c]);
+                            values[eight][c] = kRaw && kHalf == 1
+                                                   ? vreinterpretq_s8_u8(bytes)
+                                                   : values_of<kHalf, kZeros>(bytes, vld1q_u8(kMasks[kHalf]), zero[c]);
                         });
                     });
                 });
@@ -137,12 +149,14 @@ AO_ARM_TILE tile(const Part& part) {
             asm volatile("" : "+r"(kept)::"memory");
             float32x4_t four[kColumnPairs / 2];
             unrolled<kColumnPairs / 2>(AO_ARM_UNROLLED(i) { four[i] = load_scales(scales, 4 * i, Scale()); });
-            unrolled<kColumnPairs>(AO_ARM_UNROLLED(c) {
+            unrolled<kColumnPairs>(AO_ARM_UNROLLED(from_last) {
+                constexpr int c = kColumnPairs - 1 - from_last;  // whole bytes' sums need those of the low nibbles
                 const float32x4_t scale = for_pair(four[c / 2], c % 2);
                 unrolled<kPairs>(AO_ARM_UNROLLED(p) {
                     constexpr bool kCorrected = kFirstPair + c < 2 && !kZeros;
+                    if constexpr (kRaw && c >= 2) acc[p][c] = vsubq_s32(acc[p][c], acc[p][c - 2]);
                     const float32x4_t of_group = to_float<kKind, kCorrected>(acc[p][c]);
-                    acc[p][c] = load_here(kCorrected ? low_starts + 4 * p : starts);
+                    acc[p][c] = load_here(start_of<kFirstPair + c / 2 * 2, kZeros, kRaw>(low_starts, p, starts));
                     if constexpr (p * kColumnPairs + c >= kInRegisters) {
                         float* const sum = kept + (p * kColumnPairs + c) * 4;
                         vst1q_f32(sum, vfmaq_f32(vld1q_f32(sum), of_group, scale));
@@ -191,7 +205,7 @@ AO_ARM_TILE row_tile(const Part& part) {
     const auto begin_group = [&]() __attribute__((always_inline)) {
         unrolled<4>(AO_ARM_UNROLLED(c) {
             constexpr int half = c / 2, v = c % 2;
-            acc[half][v][0] = load_here(kZeros ? starts : own_starts + 4 * half);
+            acc[half][v][0] = load_here(kZeros ? starts : own_starts + 4 * (half * kInt4BytesStart));
             if constexpr (kSplit == 2) acc[half][v][1] = load_here(starts + 4);
         });
         own_starts += kInt4StartVectors * 4;

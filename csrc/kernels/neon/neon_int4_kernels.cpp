@@ -93,19 +93,14 @@ inline void interleave_eights(int8x16_t first, int8x16_t second, int8_t* low, in
     vst1q_s8(high, vreinterpretq_s8_s64(vzip2q_s64(a, b)));
 }
 
-// Writes where a lone row's sums of a group start. Where a column has two sums each has half of the start.
-inline void write_starts_of_row(const Starts& starts, const SumsOfPair& sums, bool halved, int32_t* to) {
-    const int32x4_t eightfold = sums.eightfold(), shift = vdupq_n_s32(halved ? -1 : 0);
-    vst1q_s32(to, vshlq_s32(vsubq_s32(starts.low, eightfold), shift));
-    vst1q_s32(to + 4, vshlq_s32(vsubq_s32(starts.bytes, eightfold), shift));
-}
-
 static_assert(kGroupStep == 32, "values that are taken at a time");
 
 // Rows in pairs, 8 values of each. A row without a partner is read as both rows of its pair.
 void pack_pairs(const Problem& problem, const LhsPart& part, int8_t* block) {
     const int64_t padded_k = problem.padded_k(), group = problem.padded_group(), stride = i8mm_pairs(part.of) * 16;
     const Starts of_sums(problem);
+    // Of a lone row each column has two sums, each with half of the start.
+    const int32x4_t shift = vdupq_n_s32(part.of == 1 ? -1 : 0);
     for (int64_t row = 0; row < part.count; row += 2) {
         const int8_t *one = part.rows[row], *other = part.rows[row + 1 < part.count ? row + 1 : row];
         int8_t* to = block + (part.first + row) * 8;
@@ -120,10 +115,11 @@ void pack_pairs(const Problem& problem, const LhsPart& part, int8_t* block) {
                 interleave_eights(first[1], second[1], to + 2 * stride, to + 3 * stride);
                 sums.add(first, second);
             }
-            if (part.of == 1)
-                write_starts_of_row(of_sums, sums, true, starts);
-            else
-                vst1q_s32(starts + (part.first + row) * 2, vsubq_s32(of_sums.low, sums.eightfold()));
+            const int64_t at = (part.first + row) / 2;
+            const int32x4_t low = vsubq_s32(of_sums.low, sums.eightfold());
+            const int32x4_t bytes = vsubq_s32(of_sums.bytes, sums.eightfold());
+            vst1q_s32(starts + 4 * at, vshlq_s32(low, shift));
+            if (part.of <= 2 * kInt4BytesStart) vst1q_s32(starts + 4 * (kInt4BytesStart + at), vshlq_s32(bytes, shift));
         }
     }
 }
@@ -147,13 +143,14 @@ void pack_rows(const Problem& problem, const LhsPart& part, int8_t* block) {
                 load_two(other + l, second);
                 sums.add(first, second);
             }
-            if (part.of == 1) {
-                write_starts_of_row(of_sums, sums, false, starts);
-                continue;
+            const int64x2_t both = vreinterpretq_s64_s32(sums.eightfold());
+            const int32x4_t eightfold[2] = {vreinterpretq_s32_s64(vdupq_laneq_s64(both, 0)),
+                                            vreinterpretq_s32_s64(vdupq_laneq_s64(both, 1))};
+            for (int64_t of = 0; of < (paired ? 2 : 1); ++of) {
+                vst1q_s32(starts + 4 * (at + of), vsubq_s32(of_sums.low, eightfold[of]));
+                if (part.of <= kInt4BytesStart)
+                    vst1q_s32(starts + 4 * (kInt4BytesStart + at + of), vsubq_s32(of_sums.bytes, eightfold[of]));
             }
-            const int64x2_t both = vreinterpretq_s64_s32(vsubq_s32(of_sums.low, sums.eightfold()));
-            vst1q_s32(starts + 4 * at, vreinterpretq_s32_s64(vdupq_laneq_s64(both, 0)));
-            if (paired) vst1q_s32(starts + 4 * (at + 1), vreinterpretq_s32_s64(vdupq_laneq_s64(both, 1)));
         }
     }
 }
