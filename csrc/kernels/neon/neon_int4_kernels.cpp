@@ -96,8 +96,10 @@ inline void interleave_eights(int8x16_t first, int8x16_t second, int8_t* low, in
 static_assert(kGroupStep == 32, "values that are taken at a time");
 
 // Rows in pairs, 8 values of each. A row without a partner is read as both rows of its pair.
+template <int64_t kGroup>
 void pack_pairs(const Problem& problem, const LhsPart& part, int8_t* block) {
-    const int64_t padded_k = problem.padded_k(), group = problem.padded_group(), stride = i8mm_pairs(part.of) * 16;
+    const int64_t padded_k = problem.padded_k(), stride = i8mm_pairs(part.of) * 16;
+    const int64_t group = kGroup == 0 ? problem.padded_group() : kGroup;
     const Starts of_sums(problem);
     // Of a lone row each column has two sums, each with half of the start.
     const int32x4_t shift = vdupq_n_s32(part.of == 1 ? -1 : 0);
@@ -125,8 +127,9 @@ void pack_pairs(const Problem& problem, const LhsPart& part, int8_t* block) {
 }
 
 // Rows as they are; a row's start is in all lanes of a vector.
+template <int64_t kGroup>
 void pack_rows(const Problem& problem, const LhsPart& part, int8_t* block) {
-    const int64_t padded_k = problem.padded_k(), group = problem.padded_group();
+    const int64_t padded_k = problem.padded_k(), group = kGroup == 0 ? problem.padded_group() : kGroup;
     const Starts of_sums(problem);
     for (int64_t i = 0; i < part.count; i += 2) {
         const int64_t at = part.first + i;
@@ -155,8 +158,17 @@ void pack_rows(const Problem& problem, const LhsPart& part, int8_t* block) {
     }
 }
 
-constexpr void (*kPackPairs)(const Problem&, const LhsPart&, int8_t*) = pack_pairs;
-constexpr void (*kPackRows)(const Problem&, const LhsPart&, int8_t*) = pack_rows;
+// Groups of 32, which are most, have no loop.
+void pack_any_pairs(const Problem& problem, const LhsPart& part, int8_t* block) {
+    (problem.padded_group() == 32 ? pack_pairs<32> : pack_pairs<0>)(problem, part, block);
+}
+
+void pack_any_rows(const Problem& problem, const LhsPart& part, int8_t* block) {
+    (problem.padded_group() == 32 ? pack_rows<32> : pack_rows<0>)(problem, part, block);
+}
+
+constexpr void (*kPackPairs)(const Problem&, const LhsPart&, int8_t*) = pack_any_pairs;
+constexpr void (*kPackRows)(const Problem&, const LhsPart&, int8_t*) = pack_any_rows;
 constexpr bool (*kI8mmMultiply)(const Multiplication&) = isa_i8mm::neon_int4_multiply;
 constexpr bool (*kDotprodMultiply)(const Multiplication&) = isa_dotprod::neon_int4_multiply;
 #else
