@@ -17,7 +17,6 @@ _linear_int8_dynamic = _ops.linear_int8_dynamic
 _linear_int8_quantized = _ops.linear_int8_quantized
 _linear_int8_static = _ops.linear_int8_static
 _linear_qta8a_qga4w = _ops.linear_qta8a_qga4w
-_is_any_autocast_enabled = torch._C._is_any_autocast_enabled  # asks in half the time, as it reads no device's name
 _is_autocast_enabled = torch.is_autocast_enabled
 
 
@@ -64,7 +63,7 @@ def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> T
 
 def multiply(input: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """``linear``, whichever way the weight shows itself: also ``input @ weight + bias`` of a transposed one."""
-    if _is_any_autocast_enabled() and _is_autocast_enabled("cpu") and input.dtype is torch.float32:
+    if _is_autocast_enabled("cpu") and input.dtype is torch.float32:
         input = input.to(torch.get_autocast_dtype("cpu"))
     if weight.act_pre_scale is not None:
         if not input.is_floating_point():
@@ -106,22 +105,22 @@ def float_weight(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
 
 def _fused(input: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """The op that the layer is."""
-    # Reading an attribute of a tensor's subclass takes as long as a call: once each.
-    packed_weight, weight_scale = weight.packed_weight, weight.weight_scale
     try:
-        if weight_scale is None:
-            return _linear_qta8a_qga4w(input, packed_weight, weight.weight_shape[0], bias)
-        act_scale = weight.act_scale
-        if act_scale is None or weight.act_zero_point is None:
-            symmetric = weight._symmetric
-            if symmetric is None:
+        if weight.weight_scale is None:
+            return _linear_qta8a_qga4w(input, weight.packed_weight, weight.weight_shape[0], bias)
+        if weight.act_scale is None or weight.act_zero_point is None:
+            if weight._symmetric is None:
                 return _linear_int8_quantized(
-                    *quantize_to_127(input), None, packed_weight, weight_scale, bias, input.dtype
+                    *quantize_to_127(input), None, weight.packed_weight, weight.weight_scale, bias, input.dtype
                 )
-            return _linear_int8_dynamic(input, packed_weight, weight_scale, bias, symmetric, weight._per_token)
-        return _linear_int8_static(input, packed_weight, weight_scale, bias, act_scale, weight.act_zero_point)
+            return _linear_int8_dynamic(
+                input, weight.packed_weight, weight.weight_scale, bias, weight._symmetric, weight._per_token
+            )
+        return _linear_int8_static(
+            input, weight.packed_weight, weight.weight_scale, bias, weight.act_scale, weight.act_zero_point
+        )
     except RuntimeError as error:
-        if weight_scale is None:  # the op takes more, with scales
+        if weight.weight_scale is None:  # the op takes more, with scales
             check_float("input", input.dtype)
         raise _ops.user_error(error) from None
 
