@@ -86,7 +86,8 @@ struct Kernel {
     int64_t (*padded_k)(const Problem& problem);
     // Optional: bytes of a lhs block. Null: those of its rows.
     int64_t (*lhs_bytes)(const Problem& problem);
-    // Optional: arranges a part of a lhs block, in a way that depends on k and padded_k alone: layers share blocks.
+    // Optional: arranges a part of a lhs block, in a way that depends on k, padded_k and lhs_bytes alone: layers share
+    // blocks.
     // Null: a block is its rows.
     void (*pack_lhs)(const Problem& problem, const LhsPart& part, int8_t* block);
     int64_t lhs_step;  // `first` of a part is a multiple of it, and so is the count unless the last row is among them

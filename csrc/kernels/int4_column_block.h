@@ -1,12 +1,10 @@
-// One arrangement of 4-bit weights, shared by all kernels. A column block holds, for each group:
+// Arrangements of 4-bit weights, shared by all kernels. A column block holds, for each group:
 //
-//     nibbles   for every kVectorColumns columns, for every 2 * kHalf values along k, kHalf / kDepth vectors of
-//               kVectorColumns * kDepth bytes: of each column kDepth bytes, with values of k in their low halves and in
-//               their high ones those kHalf further
+//     nibbles   in an order that is a template argument
 //     scales    one of each column
 //     zeros     one byte for each column, zero_point + 8, if the problem has zero points
 //
-// A nibble is q in two's complement, or q + 8 if the kernel wants so or if there are zero points.
+// A nibble is q in two's complement, or q + 8 where the order says so or if there are zero points.
 #pragma once
 
 #include <cstring>
@@ -15,8 +13,43 @@
 
 namespace ao_arm {
 
-template <int kColumnStep, int kVectorColumns, int kDepth, int kHalf, bool kAlwaysUnsigned>
-struct Int4ColumnBlock {
+// Where the nibble of a value of a group is, which is value l of column `at` of the block.
+struct NibblePlace {
+    int64_t byte;
+    bool high;
+};
+
+// For every kVectorColumns columns, for every 2 * kHalf values along k, kHalf / kDepth vectors of kVectorColumns *
+// kDepth bytes: of each column kDepth bytes, with values of k in their low halves and in their high ones those kHalf
+// further.
+template <int kVectorColumns, int kDepth, int kHalf, bool kAlwaysUnsigned>
+struct NibblesAlongK {
+    static constexpr bool kUnsignedLow = kAlwaysUnsigned, kUnsignedHigh = kAlwaysUnsigned;
+
+    static NibblePlace place(int64_t padded_group, int64_t at, int64_t l) {
+        const int64_t vector = l / (2 * kHalf) * (kHalf / kDepth) + l % kHalf / kDepth;
+        return {at / kVectorColumns * (kVectorColumns * padded_group / 2) + vector * kVectorColumns * kDepth +
+                    at % kVectorColumns * kDepth + l % kDepth,
+                l / kHalf % 2 != 0};
+    }
+};
+
+// Low halves are of the block's first kHalf columns, high ones of the others. For every kVectorColumns of each, vectors
+// of kVectorColumns * kDepth bytes: of each column kDepth bytes. Low nibbles are unsigned.
+template <int kHalf, int kVectorColumns, int kDepth>
+struct NibblesOfTwoColumns {
+    static constexpr bool kUnsignedLow = true, kUnsignedHigh = false;
+
+    static NibblePlace place(int64_t padded_group, int64_t at, int64_t l) {
+        const int64_t column = at % kHalf;
+        return {column / kVectorColumns * (kVectorColumns * padded_group) + l / kDepth * (kVectorColumns * kDepth) +
+                    column % kVectorColumns * kDepth + l % kDepth,
+                at >= kHalf};
+    }
+};
+
+template <int kColumnStep, class Nibbles>
+struct Int4Columns {
     static int64_t nibble_bytes(const Problem& problem) { return kColumnStep * problem.padded_group() / 2; }
 
     static int64_t group_bytes(const Problem& problem) {
@@ -28,13 +61,13 @@ struct Int4ColumnBlock {
 
     static bool pack(const Problem& problem, const PlainWeight& weight, Columns columns, uint8_t* block) {
         std::memset(block, 0, block_bytes(problem, columns.count));
-        const int sign = kAlwaysUnsigned || problem.zero_points ? 8 : 0;
         each(problem, columns, [&](int64_t at, int64_t index, int64_t group_at) {
             uint8_t* group = block + group_at;
             const int8_t* q = weight.qdata + index * problem.group;
             for (int64_t l = 0; l < problem.group; ++l) {
-                const uint8_t nibble = static_cast<uint8_t>(q[l] ^ sign) & 15;
-                group[byte_of(problem, at, l)] |= static_cast<uint8_t>(is_high(l) ? nibble << 4 : nibble);
+                const NibblePlace place = Nibbles::place(problem.padded_group(), at, l);
+                const uint8_t nibble = static_cast<uint8_t>(q[l] ^ sign(problem, place.high)) & 15;
+                group[place.byte] |= static_cast<uint8_t>(place.high ? nibble << 4 : nibble);
             }
             std::memcpy(group + nibble_bytes(problem) + at * problem.scale_bytes(),
                         static_cast<const uint8_t*>(weight.scale) + index * problem.scale_bytes(),
@@ -46,13 +79,13 @@ struct Int4ColumnBlock {
     }
 
     static bool unpack(const Problem& problem, const uint8_t* block, Columns columns, const PlainWeight& weight) {
-        const int sign = kAlwaysUnsigned || problem.zero_points ? 8 : 0;
         each(problem, columns, [&](int64_t at, int64_t index, int64_t group_at) {
             const uint8_t* group = block + group_at;
             int8_t* q = weight.qdata + index * problem.group;
             for (int64_t l = 0; l < problem.group; ++l) {
-                const uint8_t byte = group[byte_of(problem, at, l)];
-                const int nibble = (is_high(l) ? byte >> 4 : byte & 15) ^ sign;
+                const NibblePlace place = Nibbles::place(problem.padded_group(), at, l);
+                const uint8_t byte = group[place.byte];
+                const int nibble = (place.high ? byte >> 4 : byte & 15) ^ sign(problem, place.high);
                 q[l] = static_cast<int8_t>(nibble < 8 ? nibble : nibble - 16);
             }
             std::memcpy(static_cast<uint8_t*>(weight.scale) + index * problem.scale_bytes(),
@@ -72,13 +105,15 @@ struct Int4ColumnBlock {
                 body(at, (columns.first + at) * problem.groups() + g, g * group_bytes(problem));
     }
 
-    static bool is_high(int64_t l) { return l / kHalf % 2 != 0; }
-
-    static int64_t byte_of(const Problem& problem, int64_t at, int64_t l) {
-        const int64_t vector = l / (2 * kHalf) * (kHalf / kDepth) + l % kHalf / kDepth;
-        return at / kVectorColumns * (kVectorColumns * problem.padded_group() / 2) + vector * kVectorColumns * kDepth +
-               at % kVectorColumns * kDepth + l % kDepth;
+    static int sign(const Problem& problem, bool high) {
+        return (high ? Nibbles::kUnsignedHigh : Nibbles::kUnsignedLow) || problem.zero_points ? 8 : 0;
     }
 };
+
+template <int kColumnStep, int kVectorColumns, int kDepth, int kHalf, bool kAlwaysUnsigned>
+using Int4ColumnBlock = Int4Columns<kColumnStep, NibblesAlongK<kVectorColumns, kDepth, kHalf, kAlwaysUnsigned>>;
+
+template <int kColumnStep, int kVectorColumns, int kDepth>
+using Int4ColumnPairs = Int4Columns<kColumnStep, NibblesOfTwoColumns<kColumnStep / 2, kVectorColumns, kDepth>>;
 
 }  // namespace ao_arm

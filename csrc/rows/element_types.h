@@ -12,6 +12,9 @@ namespace {
 // rounded integer.
 constexpr float kMagic = 12582912.0f;
 constexpr int32_t kMagicBits = 0x4B400000;
+// 1.5 * 2^27: one more in its bits is 16 more.
+constexpr float kMagicOf16 = 201326592.0f;
+constexpr int32_t kMagicOf16Bits = 0x4D400000;
 constexpr float kBelow2To31 = 2147483520.0f;  // the last float that is
 constexpr float kMostFloat = 3.40282347e38f;
 

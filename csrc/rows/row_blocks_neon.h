@@ -215,7 +215,9 @@ int64_t requantize_blocks(const RequantizedTile& given, int64_t row) {
 }
 
 // vcvtnq makes 0 of a NaN, as the plain loop does; multipliers are made finite alike.
-inline int64_t fold_columns_blocks(const FoldedColumns& columns, int64_t n) {
+template <bool kHasBias>
+int64_t fold_columns_blocks_of(const FoldedColumns& given, int64_t n) {
+    const FoldedColumns columns = given;  // a store might change what is read through it, as far as the compiler knows
     const float input_scale = columns.input_scale, inverse_output_scale = 1.0f / columns.output_scale;
     const int32x4_t zero_point = vdupq_n_s32(-columns.input_zero_point);
     const float32x4_t greatest = vdupq_n_f32(kBelow2To31), least = vnegq_f32(greatest);
@@ -224,7 +226,7 @@ inline int64_t fold_columns_blocks(const FoldedColumns& columns, int64_t n) {
     for (; j + 4 <= n; j += 4) {
         const float32x4_t scale = vmulq_n_f32(vld1q_f32(columns.weight_scale + j), input_scale);
         int32x4_t offset = vmulq_s32(zero_point, vld1q_s32(columns.column_sums + j));
-        if (columns.bias != nullptr) {
+        if (kHasBias) {
             const float32x4_t bias = vdivq_f32(vld1q_f32(columns.bias + j), scale);
             offset = vqaddq_s32(vcvtnq_s32_f32(vminq_f32(vmaxq_f32(bias, least), greatest)), offset);
         }
@@ -235,6 +237,11 @@ inline int64_t fold_columns_blocks(const FoldedColumns& columns, int64_t n) {
         vst1q_f32(columns.multipliers + j, vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(finite), is_number)));
     }
     return j;
+}
+
+inline int64_t fold_columns_blocks(const FoldedColumns& columns, int64_t n) {
+    return columns.bias == nullptr ? fold_columns_blocks_of<false>(columns, n)
+                                   : fold_columns_blocks_of<true>(columns, n);
 }
 
 }  // namespace

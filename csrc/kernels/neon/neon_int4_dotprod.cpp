@@ -1,5 +1,5 @@
-// A vector of the weight holds four columns by 8 values along k, a vector of activations 16 values of one row: four
-// lanes, each of which is multiplied by all four columns.
+// A vector of the weight holds four columns by 4 values along k in its low nibbles, and four others in its high ones; a
+// vector of activations holds 16 values of one row: four lanes, each of which is multiplied by all four columns.
 #include "kernels/neon/neon_int4_tile.h"
 
 namespace ao_arm {
@@ -21,23 +21,26 @@ inline void multiply_here(int32x4_t& acc, int8x16_t columns, int8x16_t row) {
     asm volatile("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(acc) : "w"(columns), "w"(row), "i"(kLane));
 }
 
-// The values of four columns by kChunk values along k.
-template <bool kZeros>
+// The values of the low (0) or the high (1) columns by kChunk values along k; raw: for the high ones whole bytes.
+template <int kHalf, bool kZeros, bool kRaw>
 __attribute__((always_inline)) inline void unpack(const uint8_t* at, int8x16_t zero, int8x16_t* values) {
-    const uint8x16_t first = vld1q_u8(at), second = vld1q_u8(at + 16);
-    values[0] = low_values<kZeros>(first, zero);
-    values[1] = high_values<kZeros>(first, zero);
-    values[2] = low_values<kZeros>(second, zero);
-    values[3] = high_values<kZeros>(second, zero);
+    const uint8x16_t mask = vld1q_u8(kMasks[kHalf]);
+    for (int lane = 0; lane < 4; ++lane) {
+        const uint8x16_t bytes = load_here(at + 16 * lane);
+        values[lane] = kRaw && kHalf == 1 ? vreinterpretq_s8_u8(bytes) : values_of<kHalf, kZeros>(bytes, mask, zero);
+    }
 }
 
 // kRowsOfTile rows by 8 columns. Groups of 32 are finished row by row, with four columns unpacked in registers; in
-// longer groups each row has an accumulator, a lone row two; few rows take all columns in one go.
+// longer groups each row has an accumulator, a lone row two; few rows take all columns in one go, a lone row in groups
+// of 32 as well. Those are, without zero points, multiplied by whole bytes in place of the high nibbles, and what the
+// low ones add to that is taken off in the end.
 template <int kRowsOfTile, Kind kKind, bool kZeros, class Scale>
 AO_ARM_TILE tile(const Part& part) {
     constexpr int kTogether = kRowsOfTile <= 4 ? 2 : 1;
-    constexpr int kSplit = kRowsOfTile == 1 ? 2 : 1;
-    const int64_t lhs_stride = part.lhs_stride, vector_bytes = part.vector_bytes, group_bytes = part.group_bytes;
+    constexpr int kSplit = kRowsOfTile == 1 && kKind != k32 ? 2 : 1;
+    constexpr bool kRaw = kTogether == 2 && (kRowsOfTile == 1 || kKind != k32) && !kZeros;
+    const int64_t lhs_stride = part.lhs_stride, group_bytes = part.group_bytes;
     int32_t starts[8];  // of a sum, and of its second part
     vst1q_s32(starts, start<kKind>());
     vst1q_s32(starts + 4, vdupq_n_s32(0));
@@ -49,27 +52,28 @@ AO_ARM_TILE tile(const Part& part) {
         row += part.to_stride;
     });
     const int8_t* lhs = part.lhs;
+    const int32_t* own_starts = part.starts;
     const uint8_t *weight = part.weight, *scales = part.scales, *zeros = part.zeros;
     const int64_t chunks = kKind == k32 ? 2 : part.chunks;
     for (int64_t g = part.groups; g > 0; --g) {
-        if constexpr (kKind == k32) {
+        if constexpr (kKind == k32 && !kRaw) {
             unrolled<2>(AO_ARM_UNROLLED(c) {
+                constexpr bool kCorrected = c == 0 && !kZeros;
                 const int8x16_t zero = kZeros ? zeros_of_four(zeros + 4 * c) : vdupq_n_s8(0);
-                const uint8_t* at = weight + c * vector_bytes;
                 const float32x4_t scale = load_scales(scales, 4 * c, Scale());
                 int8x16_t values[8];
-                unpack<kZeros>(at, zero, values);
-                unpack<kZeros>(at + 32, zero, values + 4);
+                unpack<c, kZeros, false>(weight, zero, values);
+                unpack<c, kZeros, false>(weight + 64, zero, values + 4);
                 const int8_t* from = lhs;
                 unrolled<kRowsOfTile>(AO_ARM_UNROLLED(r) {
-                    int32x4_t acc = load_here(starts);
+                    int32x4_t acc = load_here(kCorrected ? own_starts + 4 * r : starts);
                     unrolled<2>(AO_ARM_UNROLLED(i) {
                         const int8x16_t part_of_row = load_here(from + i * kChunk);
                         unrolled<4>(
                             AO_ARM_UNROLLED(lane) { multiply_here<lane>(acc, values[4 * i + lane], part_of_row); });
                     });
                     from += lhs_stride;
-                    sums[r][c] = vfmaq_f32(sums[r][c], to_float<kKind>(acc), scale);
+                    sums[r][c] = vfmaq_f32(sums[r][c], to_float<kKind, kCorrected>(acc), scale);
                 });
             });
         } else {
@@ -80,15 +84,16 @@ AO_ARM_TILE tile(const Part& part) {
                 unrolled<kTogether>(AO_ARM_UNROLLED(c) {
                     zero[c] = kZeros ? zeros_of_four(zeros + 4 * (c0 + c)) : vdupq_n_s8(0);
                     unrolled<kRowsOfTile>(AO_ARM_UNROLLED(r) {
-                        acc[r][c][0] = load_here(starts);
+                        constexpr bool kCorrected = kRaw || (c0 + c == 0 && !kZeros);
+                        acc[r][c][0] =
+                            load_here(kCorrected ? own_starts + 4 * ((c0 + c) * kInt4BytesStart + r) : starts);
                         if constexpr (kSplit == 2) acc[r][c][1] = load_here(starts + 4);
                     });
                 });
                 each_chunk<kKind>(chunks, [&](int64_t i) __attribute__((always_inline)) {
                     int8x16_t values[kTogether][4];
-                    unrolled<kTogether>(AO_ARM_UNROLLED(c) {
-                        unpack<kZeros>(weight + (c0 + c) * vector_bytes + i * 32, zero[c], values[c]);
-                    });
+                    unrolled<kTogether>(
+                        AO_ARM_UNROLLED(c) { unpack<c0 + c, kZeros, kRaw>(weight + i * 64, zero[c], values[c]); });
                     const int8_t* from = lhs + i * kChunk;
                     unrolled<kRowsOfTile>(AO_ARM_UNROLLED(r) {
                         const int8x16_t part_of_row = load_here(from);
@@ -102,13 +107,17 @@ AO_ARM_TILE tile(const Part& part) {
                 unrolled<kTogether>(AO_ARM_UNROLLED(c) {
                     const float32x4_t scale = load_scales(scales, 4 * (c0 + c), Scale());
                     unrolled<kRowsOfTile>(AO_ARM_UNROLLED(r) {
-                        if constexpr (kSplit == 2) acc[r][c][0] = vaddq_s32(acc[r][c][0], acc[r][c][1]);
-                        sums[r][c0 + c] = vfmaq_f32(sums[r][c0 + c], to_float<kKind>(acc[r][c][0]), scale);
+                        int32x4_t& of_group = acc[r][c][0];
+                        if constexpr (kSplit == 2) of_group = vaddq_s32(of_group, acc[r][c][1]);
+                        if constexpr (kRaw && c == 1) of_group = vsubq_s32(of_group, acc[r][0][0]);
+                        const float32x4_t values = to_float < kKind, c0 + c == 0 && !kZeros > (of_group);
+                        sums[r][c0 + c] = vfmaq_f32(sums[r][c0 + c], values, scale);
                     });
                 });
             });
         }
         lhs += chunks * kChunk;
+        own_starts += kInt4StartVectors * 4;
         weight += group_bytes;
         scales += group_bytes;
         zeros += group_bytes;

@@ -1,5 +1,5 @@
 // Activations come in pairs of rows, 8 values of each: one operand of a matrix instruction. A vector of the weight
-// holds two columns by 16 values along k; `x & 0xF0` and `x << 4` give 16 * q of its high and low nibbles.
+// holds two columns by 8 values along k in its low nibbles, and two other columns in its high ones.
 #include "kernels/neon/neon_int4_tile.h"
 
 namespace ao_arm {
@@ -31,13 +31,28 @@ inline void multiply_here(int32x4_t& acc, int8x16_t lhs, int8x16_t rhs) {
     asm volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(acc) : "w"(lhs), "w"(rhs));
 }
 
-// kPairs pairs of rows by kColumnPairs pairs of columns, from kFirstPair on. The units that multiply are what there is
+inline void dot_here(int32x4_t& acc, int8x16_t lhs, int8x16_t rhs) {
+    asm volatile("sdot %0.4s, %1.16b, %2.16b" : "+w"(acc) : "w"(lhs), "w"(rhs));
+}
+
+// Where the sums of a pair of rows and a pair of columns, counted from kPair on, start: `starts` if nothing corrects
+// them.
+template <int kPair, bool kZeros, bool kRaw>
+inline const int32_t* start_of(const int32_t* low_starts, int pair, const int32_t* starts) {
+    if (kZeros) return starts;
+    return kPair < 2 ? low_starts + 4 * pair : kRaw ? low_starts + 4 * (kInt4BytesStart + pair) : starts;
+}
+
+// kPairs pairs of rows by kColumnPairs pairs of columns, from kFirstPair on. The first two pairs of columns are low
+// nibbles, the others high ones. The units that multiply are what there is
 // least of, so accumulators get their first value by loads. Groups of 32 are finished pair of rows by pair of rows,
 // with two pairs of columns unpacked in registers beside up to 16 vectors of sums. In longer groups all accumulators
-// stay in registers, and so do as many of the sums as there is room for; the rest is kept in memory.
+// stay in registers, and so do as many of the sums as there is room for; the rest is kept in memory. Where all columns
+// are multiplied together, whole bytes are in place of the high nibbles, as for one row.
 template <int kPairs, int kColumnPairs, int kFirstPair, Kind kKind, bool kZeros, class Scale>
 AO_ARM_TILE tile(const Part& part) {
     constexpr int kSums = kPairs * kColumnPairs;
+    constexpr bool kRaw = kKind != k32 && kColumnPairs == 4 && !kZeros;
     constexpr int kInRegisters = kKind == k32 ? kSums : 24 - kSums < kSums ? 24 - kSums : kSums;
     float memory[kInRegisters < kSums ? kSums * 4 : 1];
     int32_t starts[4];
@@ -63,38 +78,46 @@ AO_ARM_TILE tile(const Part& part) {
         }
     });
     const int8_t* lhs = part.lhs;
-    const uint8_t* weight = part.weight + kFirstPair * vector_bytes;
+    const int32_t* low_starts = part.starts;
+    const uint8_t* weight = part.weight;
     const uint8_t* scales = part.scales + 2 * kFirstPair * sizeof(Scale);
     const uint8_t* zeros = part.zeros + 2 * kFirstPair;
     const int64_t chunks = kKind == k32 ? 2 : part.chunks;
     int32x4_t acc[kPairs][kColumnPairs];  // of a long group
     if constexpr (kKind != k32) {
-        unrolled<kPairs>(
-            AO_ARM_UNROLLED(p) { unrolled<kColumnPairs>(AO_ARM_UNROLLED(c) { acc[p][c] = load_here(starts); }); });
+        unrolled<kPairs>(AO_ARM_UNROLLED(p) {
+            unrolled<kColumnPairs>(AO_ARM_UNROLLED(c) {
+                acc[p][c] = load_here(start_of<kFirstPair + c / 2 * 2, kZeros, kRaw>(low_starts, p, starts));
+            });
+        });
     }
     for (int64_t g = part.groups; g > 0; --g) {
+        low_starts += kInt4StartVectors * 4;  // those of the group after
         if constexpr (kKind == k32) {
             unrolled<kColumnPairs / 2>(AO_ARM_UNROLLED(turn) {
                 constexpr int c0 = turn * 2;
+                constexpr bool kLow = kFirstPair + c0 < 2;
+                const uint8x16_t mask = load_here(kMasks[!kLow]);
                 int8x16_t values[2][4];  // by pair of columns and by 8 values of k
                 unrolled<2>(AO_ARM_UNROLLED(c) {
                     const int8x16_t zero = kZeros ? zeros_of_pair(zeros + 2 * (c0 + c)) : vdupq_n_s8(0);
-                    unrolled<2>(AO_ARM_UNROLLED(i) {
-                        const uint8x16_t bytes = vld1q_u8(weight + (c0 + c) * vector_bytes + i * 16);
-                        values[c][2 * i] = low_values<kZeros>(bytes, zero);
-                        values[c][2 * i + 1] = high_values<kZeros>(bytes, zero);
+                    unrolled<4>(AO_ARM_UNROLLED(i) {
+                        const uint8x16_t bytes = load_here(weight + c * vector_bytes + i * 16);
+                        values[c][i] = values_of<!kLow, kZeros>(bytes, mask, zero);
                     });
                 });
                 const float32x4_t four = load_scales(scales, 2 * c0, Scale());
                 const float32x4_t scale[2] = {for_pair(four, 0), for_pair(four, 1)};
                 unrolled<kPairs>(AO_ARM_UNROLLED(p) {
-                    int32x4_t of_group[2] = {load_here(starts), load_here(starts)};
+                    const int32_t* const start = kLow && !kZeros ? low_starts + 4 * (p - kInt4StartVectors) : starts;
+                    int32x4_t of_group[2] = {load_here(start), load_here(start)};
                     unrolled<4>(AO_ARM_UNROLLED(step) {
                         const int8x16_t pair = load_here(lhs + (step * kPairs + p) * 16);
                         unrolled<2>(AO_ARM_UNROLLED(c) { multiply_here(of_group[c], pair, values[c][step]); });
                     });
                     unrolled<2>(AO_ARM_UNROLLED(c) {
-                        sums[p][c0 + c] = vfmaq_f32(sums[p][c0 + c], to_float<kKind>(of_group[c]), scale[c]);
+                        sums[p][c0 + c] =
+                            vfmaq_f32(sums[p][c0 + c], to_float < kKind, kLow && !kZeros > (of_group[c]), scale[c]);
                     });
                 });
             });
@@ -103,33 +126,43 @@ AO_ARM_TILE tile(const Part& part) {
             unrolled<kColumnPairs>(
                 AO_ARM_UNROLLED(c) { zero[c] = kZeros ? zeros_of_pair(zeros + 2 * c) : vdupq_n_s8(0); });
             each_chunk<kKind>(chunks, [&](int64_t i) __attribute__((always_inline)) {
-                int8x16_t low[kColumnPairs], high[kColumnPairs];
-                unrolled<kColumnPairs>(AO_ARM_UNROLLED(c) {
-                    const uint8x16_t bytes = vld1q_u8(weight + c * vector_bytes + i * 16);
-                    low[c] = low_values<kZeros>(bytes, zero[c]);
-                    high[c] = high_values<kZeros>(bytes, zero[c]);
+                int8x16_t values[2][kColumnPairs];
+                unrolled<2>(AO_ARM_UNROLLED(eight) {
+                    unrolled<2>(AO_ARM_UNROLLED(v) {
+                        const uint8x16_t bytes = vld1q_u8(weight + v * vector_bytes + (2 * i + eight) * 16);
+                        unrolled<kColumnPairs / 2>(AO_ARM_UNROLLED(of) {
+                            constexpr int kHalf = kFirstPair / 2 + of, c = 2 * of + v;
+                            values[eight][c] = kRaw && kHalf == 1
+                                                   ? vreinterpretq_s8_u8(bytes)
+                                                   : values_of<kHalf, kZeros>(bytes, vld1q_u8(kMasks[kHalf]), zero[c]);
+                        });
+                    });
                 });
                 unrolled<2 * kPairs>(AO_ARM_UNROLLED(step) {
                     constexpr int p = step % kPairs;
                     const int8x16_t pair = load_here(lhs + (i * 2 * kPairs + step) * 16);
                     unrolled<kColumnPairs>(
-                        AO_ARM_UNROLLED(c) { multiply_here(acc[p][c], pair, step < kPairs ? low[c] : high[c]); });
+                        AO_ARM_UNROLLED(c) { multiply_here(acc[p][c], pair, values[step / kPairs][c]); });
                 });
             });
             float* kept = memory;
             asm volatile("" : "+r"(kept)::"memory");
             float32x4_t four[kColumnPairs / 2];
             unrolled<kColumnPairs / 2>(AO_ARM_UNROLLED(i) { four[i] = load_scales(scales, 4 * i, Scale()); });
-            unrolled<kColumnPairs>(AO_ARM_UNROLLED(c) {
+            unrolled<kColumnPairs>(AO_ARM_UNROLLED(from_last) {
+                constexpr int c = kColumnPairs - 1 - from_last;  // whole bytes' sums need those of the low nibbles
                 const float32x4_t scale = for_pair(four[c / 2], c % 2);
                 unrolled<kPairs>(AO_ARM_UNROLLED(p) {
+                    constexpr bool kCorrected = kFirstPair + c < 2 && !kZeros;
+                    if constexpr (kRaw && c >= 2) acc[p][c] = vsubq_s32(acc[p][c], acc[p][c - 2]);
+                    const float32x4_t of_group = to_float<kKind, kCorrected>(acc[p][c]);
+                    acc[p][c] = load_here(start_of<kFirstPair + c / 2 * 2, kZeros, kRaw>(low_starts, p, starts));
                     if constexpr (p * kColumnPairs + c >= kInRegisters) {
                         float* const sum = kept + (p * kColumnPairs + c) * 4;
-                        vst1q_f32(sum, vfmaq_f32(vld1q_f32(sum), to_float<kKind>(acc[p][c]), scale));
+                        vst1q_f32(sum, vfmaq_f32(vld1q_f32(sum), of_group, scale));
                     } else {
-                        sums[p][c] = vfmaq_f32(sums[p][c], to_float<kKind>(acc[p][c]), scale);
+                        sums[p][c] = vfmaq_f32(sums[p][c], of_group, scale);
                     }
-                    acc[p][c] = load_here(starts);
                 });
             });
         }
@@ -152,37 +185,58 @@ AO_ARM_TILE tile(const Part& part) {
 }
 
 // One row by a whole column block. The row comes twice, so that a vector holds the same 8 values for both columns
-// of a vector of the weight; a dot product then leaves two sums for each column.
+// of a vector of the weight; a dot product then leaves two sums for each column. Without zero points whole bytes are
+// multiplied for the high nibbles, and what the low ones add to that is taken off in the end. Of longer groups each sum
+// has two accumulators.
 template <Kind kKind, bool kZeros, class Scale>
 AO_ARM_TILE row_tile(const Part& part) {
+    constexpr int kSplit = kKind == k32 ? 1 : 2;
     // Of the two sums of a column one starts at the number that to_float takes off.
-    int32_t starts[4];
+    int32_t starts[8] = {};
     vst1q_s32(starts, vzip1q_s32(start<kKind>(), vdupq_n_s32(0)));
-    float32x4_t sums[2];
+    float32x4_t sums[2];  // of the low nibbles, of the high ones
     for (int half = 0; half < 2; ++half) sums[half] = part.first ? vdupq_n_f32(0) : vld1q_f32(part.to + 4 * half);
     const int8_t* lhs = part.lhs;
+    const int32_t* own_starts = part.starts;
     const uint8_t *weight = part.weight, *scales = part.scales, *zeros = part.zeros;
     const int64_t chunks = kKind == k32 ? 2 : part.chunks;
-    for (int64_t g = 0; g < part.groups; ++g) {
-        int32x4_t acc[4];
-        int8x16_t zero[4];
-#pragma GCC unroll 4
-        for (int c = 0; c < 4; ++c) zero[c] = kZeros ? zeros_of_pair(zeros + 2 * c) : vdupq_n_s8(0);
-#pragma GCC unroll 4
-        for (int c = 0; c < 4; ++c) acc[c] = load_here(starts);
-        each_chunk<kKind>(chunks, [&](int64_t i) {
-            const int8x16_t first = vld1q_s8(lhs + i * 32), second = vld1q_s8(lhs + i * 32 + 16);
-#pragma GCC unroll 4
-            for (int c = 0; c < 4; ++c) {
-                const uint8x16_t bytes = vld1q_u8(weight + c * part.vector_bytes + i * 16);
-                acc[c] = vdotq_s32(acc[c], low_values<kZeros>(bytes, zero[c]), first);
-                acc[c] = vdotq_s32(acc[c], high_values<kZeros>(bytes, zero[c]), second);
-            }
+    const uint8x16_t masks[2] = {vld1q_u8(kMasks[0]), vld1q_u8(kMasks[1])};
+    int32x4_t acc[2][2][kSplit];  // by half and vector
+    const auto begin_group = [&]() __attribute__((always_inline)) {
+        unrolled<4>(AO_ARM_UNROLLED(c) {
+            constexpr int half = c / 2, v = c % 2;
+            acc[half][v][0] = load_here(kZeros ? starts : own_starts + 4 * (half * kInt4BytesStart));
+            if constexpr (kSplit == 2) acc[half][v][1] = load_here(starts + 4);
         });
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half)
-            sums[half] = vfmaq_f32(sums[half], to_float<kKind>(vpaddq_s32(acc[2 * half], acc[2 * half + 1])),
-                                   load_scales(scales, 4 * half, Scale()));
+        own_starts += kInt4StartVectors * 4;
+    };
+    begin_group();
+    for (int64_t g = 0; g < part.groups; ++g) {
+        int8x16_t zero[2][2];
+        unrolled<4>(AO_ARM_UNROLLED(c) { zero[c / 2][c % 2] = kZeros ? zeros_of_pair(zeros + 2 * c) : vdupq_n_s8(0); });
+        each_chunk<kKind>(chunks, [&](int64_t i) __attribute__((always_inline)) {
+            unrolled<2>(AO_ARM_UNROLLED(eight) {
+                const int8x16_t row = vld1q_s8(lhs + (2 * i + eight) * 16);
+                unrolled<2>(AO_ARM_UNROLLED(v) {
+                    const uint8x16_t bytes = vld1q_u8(weight + v * part.vector_bytes + (2 * i + eight) * 16);
+                    const int8x16_t low = values_of<0, kZeros>(bytes, masks[0], zero[0][v]);
+                    const int8x16_t high =
+                        kZeros ? values_of<1, kZeros>(bytes, masks[1], zero[1][v]) : vreinterpretq_s8_u8(bytes);
+                    dot_here(acc[0][v][eight % kSplit], low, row);
+                    dot_here(acc[1][v][eight % kSplit], high, row);
+                });
+            });
+        });
+        int32x4_t of_group[2];
+        unrolled<2>(AO_ARM_UNROLLED(half) {
+            if constexpr (kSplit == 2)
+                unrolled<2>(AO_ARM_UNROLLED(v) { acc[half][v][0] = vaddq_s32(acc[half][v][0], acc[half][v][1]); });
+            of_group[half] = vpaddq_s32(acc[half][0][0], acc[half][1][0]);
+        });
+        if (!kZeros) of_group[1] = vsubq_s32(of_group[1], of_group[0]);
+        sums[0] = vfmaq_f32(sums[0], to_float<kKind, !kZeros>(of_group[0]), load_scales(scales, 0, Scale()));
+        sums[1] = vfmaq_f32(sums[1], to_float<kKind, false>(of_group[1]), load_scales(scales, 4, Scale()));
+        begin_group();
         lhs += chunks * 32;
         weight += part.group_bytes;
         scales += part.group_bytes;
