@@ -71,6 +71,8 @@ def count(
         **machine.environment(target.machine_cpu),
         "PYTHONPATH": os.pathsep.join(map(str, (staged, *packages))),
         "OMP_NUM_THREADS": str(threads),
+        # OpenBLAS's own threads would spin for long while they wait, and take the time of those that work.
+        "OPENBLAS_THREAD_TIMEOUT": "4",
     }
     report(f"arm64: counting on an emulated {target.model}, threads: {threads}")
     return counter.run(target.model, (machine.root / f"usr/bin/python{PYTHON}", script, *args), env, caches)
