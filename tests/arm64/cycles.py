@@ -30,10 +30,22 @@ from cycles_figures import (
     threaded,
     write,
 )
-from cycles_models import LENGTHS, MODEL_CAVEAT, MODELS, ModelRow, draw_models, model_rows, model_table
+from cycles_models import (
+    FP32_LENGTHS,
+    LENGTHS,
+    MODEL_CAVEAT,
+    MODELS,
+    ModelRow,
+    draw_models,
+    model_rows,
+    model_table,
+    read_encoders,
+    write_encoders,
+)
 from cycles_pieces import llvm
 from cycles_plot import Panel, draw
 from cycles_runtimes import obstacles, site_packages, write_models
+from cycles_sets import SETS, set_table
 from cycles_tables import table
 from cycles_threads_plot import Line, ThreadsPanel, draw_threads
 from machine import BuildError, Machine, Unavailable
@@ -154,10 +166,16 @@ def compare_caches(
 
 
 def compare_model(
-    machine: Machine, cpu: str, model: str, lengths: Sequence[int], threads: int, report: Report = print
+    machine: Machine,
+    cpu: str,
+    model: str,
+    lengths: Sequence[int],
+    fp32_lengths: Sequence[int],
+    threads: int,
+    report: Report = print,
 ) -> list[ModelRow]:
-    """Model an encoder with contexts of these lengths."""
-    args = (model, ",".join(map(str, lengths)), str(threads))
+    """Model an encoder with contexts of these lengths, those of `fp32_lengths` among them in floats as well."""
+    args = (model, ",".join(map(str, lengths)), ",".join(map(str, fp32_lengths)), str(threads))
     regions = count(machine, cpu, MODEL_GUEST, *args, threads=threads, report=report)
     report(f"arm64: pricing {len(regions)} regions for {cpu}")
     core = Core(cpu, llvm(report))
@@ -229,16 +247,26 @@ def show_caches(cpu: str, rows: Sequence[CacheRow]) -> None:
     print(f"{caveat(cpu, [row.row for row in rows])}\n{caches_caveat(cpu)}\n")
 
 
-def show_models(cpu: str, models: Sequence[str], lengths: Sequence[int], threads: int, file: Path | None) -> None:
+def show_models(cpu: str, threads: int, found: Mapping[str, Sequence[ModelRow]], plot: Path | None) -> None:
     """Print the table of each model and what the figures are, and draw all of them."""
-    report = partial(print, file=sys.stderr, flush=True)
-    machine, found = Machine(report), {}
-    for model in models:
-        found[model] = compare_model(machine, cpu, model, lengths, threads, report)
-        print(f"{model_table(model, found[model], cpu, threads)}\n\n{MODEL_CAVEAT.format(layers=MODELS[model])}\n")
+    for model, rows in found.items():
+        print(f"{model_table(model, rows, cpu, threads)}\n\n{MODEL_CAVEAT.format(layers=MODELS[model])}\n")
     print(f"{CAVEAT}\n{THREADS_CAVEAT}")
-    if file:
-        draw_models(found, cpu, threads, file)
+    if plot:
+        draw_models(found, cpu, threads, plot)
+
+
+def compare_models(given: argparse.Namespace, report: Report) -> tuple[str, int, dict[str, list[ModelRow]]]:
+    """Model the encoders that are asked for, or read them."""
+    if given.files:
+        return read_encoders(given.files)
+    (threads,) = given.threads or (16,)
+    machine, found = Machine(report), {}
+    for model in given.models:
+        found[model] = compare_model(machine, given.cpu, model, given.lengths, given.fp32_lengths, threads, report)
+        if given.json:  # after each of them, as the next one takes long
+            write_encoders(given.json, given.cpu, threads, found)
+    return given.cpu, threads, found
 
 
 def candidates(text: str) -> tuple[str, ...]:
@@ -288,6 +316,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"{', '.join(CANDIDATES)}, all, or groups of them; {groups} (default: int8, or with --from all)",
     )
     parser.add_argument(
+        "--set",
+        dest="set",
+        choices=SETS,
+        help="shapes that are looked at as a whole, with their candidates and threads unless others are named",
+    )
+    parser.add_argument(
         "--peers",
         action="store_true",
         help="other runtimes as well, as far as ao_arm's extras of their names are installed",
@@ -317,6 +351,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N,...",
         help="of the contexts of --model, in tokens (default: 8, 16, .. 512)",
     )
+    parser.add_argument(
+        "--fp32-lengths",
+        type=thread_counts,
+        default=FP32_LENGTHS,
+        metavar="N,...",
+        help="those of them that are modelled in fp32 as well (default: 8 to 64; longer ones take long)",
+    )
     parser.add_argument("--top", type=int, default=0, metavar="N", help="name the N costliest functions of each call")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures (.png); needs matplotlib")
@@ -329,23 +370,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--caches models the caches of one core, whose thread is the only one: leave out --threads")
     if given.plot and find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'ao_arm[bench]'")
-    if given.models and (given.files or given.json or given.caches or given.only or given.shapes or given.top):
-        parser.error("--model goes with --cpu, --threads, --lengths and --plot")
+    if given.models and (given.caches or given.only or given.shapes or given.top):
+        parser.error("--model goes with --cpu, --threads, --lengths, --fp32-lengths, --json, --from and --plot")
     if given.models and given.threads and len(given.threads) > 1:
         parser.error("--model takes one number of threads")
+    if given.set and (given.shapes or given.models or given.caches):
+        parser.error("--set goes with neither --shapes, --model nor --caches")
+    if given.set:
+        of = SETS[given.set]
+        given.shapes, given.only = list(of.shapes), given.only or of.candidates
+        given.threads = given.threads or (None if given.files else of.threads)
     report = partial(print, file=sys.stderr, flush=True)
     if given.peers:
         given.only = with_runtimes(given.only or DEFAULT_CANDIDATES, report)
     if given.threads not in (None, [1]) and not RUNTIMES.isdisjoint(given.only or ()):
         parser.error("what other runtimes' threads do while they wait is not known here: leave out --threads")
     try:
+        if given.models:
+            show_models(*compare_models(given, report), given.plot)
+            return 0
         if given.files:
             asked = given.only, given.shapes, given.threads
             found = {cpu: among(rows, *asked) for cpu, rows in read(given.files).items()}
-        elif given.models:
-            (threads,) = given.threads or (16,)
-            show_models(given.cpu, given.models, given.lengths, threads, given.plot)
-            return 0
         elif given.caches:
             calls = given.only or DEFAULT_CANDIDATES, given.shapes or DEFAULT_SHAPES
             show_caches(given.cpu, compare_caches(Machine(report), given.cpu, *calls, given.top, report))
@@ -361,6 +407,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(cpu, rows)
         if given.json:
             write(given.json, cpu, rows)
+        if given.set:
+            print(set_table(given.set, rows))
     if given.plot and figures:
         plot(figures, given.plot)
     return 0

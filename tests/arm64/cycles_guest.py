@@ -32,13 +32,20 @@ Call = Callable[[], Tensor]
 LEAST_SQNR = 15.0
 
 # Python, torch, its threads and the libraries below it all do things differently in the first calls. Of large layers,
-# which take long to emulate, that is little: they have as many warm-ups as stay below a number of multiplications.
+# which take long to emulate, that is little: they have as many warm-ups as stay below a number of multiplications, and
+# huge ones none but the call whose result is compared.
 MOST_WARM_UPS = 8
 WARM_UP_MULTIPLICATIONS = 4e8
 
-# Of a result of so many multiplications only a sample is compared: some rows, and some columns.
+# Of a result of so many multiplications only a sample is compared: some rows, and some columns; of a huge one's rows
+# more columns, but not all.
 LARGE = 1e8
+HUGE = 1e9
 SAMPLE = 16
+SAMPLE_OF_HUGE = 256
+
+# Larger weights repeat their values, which take long to draw; not after a number of them that a row or column may have.
+MOST_VALUES = 4_000_037
 
 
 def fp32(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
@@ -355,7 +362,11 @@ def sqnr(exact: Tensor, result: Tensor) -> float:
 @lru_cache(maxsize=1)
 def weight_of(k: int, n: int, models: Path | None) -> Tensor:
     """A layer's weight, made once for shapes that follow each other."""
-    weight: Tensor = torch.load(models / f"{k}x{n}.pt")[0] if models else torch.randn(n, k) / k**0.5
+    if models:
+        loaded: Tensor = torch.load(models / f"{k}x{n}.pt")[0]
+        return loaded
+    values = torch.randn(min(n * k, MOST_VALUES)) / k**0.5
+    weight: Tensor = values.repeat(-(-n * k // len(values)))[: n * k].view(n, k)
     return weight
 
 
@@ -364,12 +375,12 @@ def compared(m: int, k: int, n: int) -> list[tuple[Tensor, Tensor]]:
     rows, columns = torch.arange(m), torch.arange(n)
     if m * k * n <= LARGE:
         return [(rows, columns)]
-    return [(some(rows), columns), (rows, some(columns))]
+    return [(some(rows), columns if m * k * n <= HUGE else some(columns, SAMPLE_OF_HUGE)), (rows, some(columns))]
 
 
-def some(indices: Tensor) -> Tensor:
+def some(indices: Tensor, count: int = SAMPLE) -> Tensor:
     """The first, the last and some between."""
-    return indices.index_select(0, torch.linspace(0, len(indices) - 1, min(len(indices), SAMPLE)).long())
+    return indices.index_select(0, torch.linspace(0, len(indices) - 1, min(len(indices), count)).long())
 
 
 def run_with_caches(label: str, call: Call, other: Call, x: Tensor) -> None:
@@ -409,7 +420,8 @@ def main(
             quality = min(sqnr(values, result[rows][:, columns]) for rows, columns, values in exact)
             if not quality > LEAST_SQNR:
                 sys.exit(f"{name} is wrong for {m}x{k}x{n}: {quality:.1f} dB")
-            for _ in range(min(MOST_WARM_UPS, max(1, int(WARM_UP_MULTIPLICATIONS / (m * k * n))))):
+            least = 1 if m * k * n <= HUGE else 0
+            for _ in range(min(MOST_WARM_UPS, max(least, int(WARM_UP_MULTIPLICATIONS / (m * k * n))))):
                 call()
             # A layer of its own memory.
             other = make(x, weight.clone(), bias) if with_caches else None

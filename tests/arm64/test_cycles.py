@@ -298,13 +298,21 @@ def test_lines_over_threads() -> None:
 def test_large_results_are_compared_in_part() -> None:
     ((rows, columns),) = cycles_guest.compared(8, 768, 768)
     assert (len(rows), len(columns)) == (8, 768)
-    (rows, all_columns), (all_rows, columns) = cycles_guest.compared(512, 4096, 4096)
-    assert (len(all_rows), len(all_columns)) == (512, 4096)
-    for chosen, last in ((rows, 511), (columns, 4095)):
+    (rows, all_columns), (all_rows, columns) = cycles_guest.compared(128, 1024, 4096)
+    assert (len(all_rows), len(all_columns)) == (128, 4096)
+    for chosen, last in ((rows, 127), (columns, 4095)):
         assert len(chosen) == 16
         assert (int(chosen[0]), int(chosen[-1])) == (0, last)
     ((rows, _), _) = cycles_guest.compared(1, 16384, 8192)
     assert rows.tolist() == [0]
+    (rows, columns), (all_rows, fewer) = cycles_guest.compared(512, 4096, 4096)
+    assert (len(rows), len(columns), len(all_rows), len(fewer)) == (16, 256, 512, 16)
+
+
+def test_large_weights_repeat_values_but_not_in_rows_and_columns() -> None:
+    weight = cycles_guest.weight_of(4096, 1024, None)
+    assert len(weight.unique(dim=0)) == 1024
+    assert len(weight.unique(dim=1)[0]) == 4096
 
 
 def test_a_wrong_part_of_a_large_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

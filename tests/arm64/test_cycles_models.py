@@ -8,11 +8,21 @@ import torch
 from cycles import main
 from cycles_figures import Row
 from cycles_guest import sqnr
-from cycles_models import MODELS, PARTS, draw_models, model_rows, model_table, speedups
+from cycles_models import (
+    MODELS,
+    PARTS,
+    draw_models,
+    model_rows,
+    model_table,
+    read_encoders,
+    speedups,
+    write_encoders,
+)
+from torch import Tensor
 
 CYCLES = {
     ("fp32", "whole"): 900, ("fp32", "linear"): 800, ("torch", "whole"): 400, ("torch", "linear"): 300,
-    ("ours", "whole"): 200, ("ours", "linear"): 100, ("fp32", "attention"): 40, ("fp32", "normalisation"): 20,
+    ("ours", "whole"): 200, ("ours", "linear"): 100, ("all", "attention"): 40, ("all", "normalisation"): 20,
 }  # fmt: skip
 
 
@@ -43,6 +53,34 @@ def test_table_of_an_encoder() -> None:
     assert "5400" in lines[1]
 
 
+def test_lengths_that_were_not_modelled_in_fp32_have_no_figure() -> None:
+    found = [row for row in model_rows("distilbert", rows()) if (row.whose, row.length) != ("fp32", 16)]
+    lines = model_table("distilbert", found, "neoverse-v1", 16).splitlines()
+    assert [line.split()[-2:] for line in lines if "fp32" in line] == [["5400", "-"], ["4800", "-"]]
+    assert lines[4].split()[-3:] == ["2.00", "2.00", "2.00"]
+
+
+def test_models_are_written_read_and_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / "first", tmp_path / "second"]
+    found = {name: model_rows(name, rows()) for name in ("distilbert", "bert-base")}
+    for file, (name, of) in zip(files, found.items(), strict=True):
+        write_encoders(file, "neoverse-v1", 16, {name: of})
+    assert read_encoders(files) == ("neoverse-v1", 16, found)
+    assert main(["--model", "bert-base", "--from", *map(str, files)]) == 0
+    printed = capsys.readouterr().out
+    assert model_table("bert-base", found["bert-base"], "neoverse-v1", 16) in printed
+
+    write_encoders(files[1], "neoverse-v1", 1, found)
+    with pytest.raises(ValueError, match=r"different cores or numbers of threads: \[\('neoverse-v1', 1\), "):
+        read_encoders(files)
+    write_encoders(files[1], "neoverse-v9", 16, found)
+    with pytest.raises(ValueError, match=r"names a core or models that are not known"):
+        read_encoders(files[1:])
+    files[1].write_text("[]")
+    with pytest.raises(ValueError, match=r"is no file that --model --json wrote"):
+        read_encoders(files[1:])
+
+
 def test_picture_of_encoders(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "models.svg"
@@ -55,7 +93,7 @@ def test_picture_of_encoders(tmp_path: Path) -> None:
 
 def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
     for options, complaint in (
-        (["--json", "file"], "--model goes with"),
+        (["--top", "3"], "--model goes with"),
         (["--threads", "1,16"], "--model takes one number of threads"),
     ):
         with pytest.raises(SystemExit):
@@ -74,12 +112,20 @@ def test_the_guest_makes_each_model_s_layer_and_its_parts(model: str) -> None:
         layer, config = cycles_model_guest.encoder_layer(model)
         ours = cycles_model_guest.quantized_by_ours(layer)
         states = torch.randn(1, 4, config.hidden_size)
-        inputs = cycles_model_guest.linear_inputs(layer, states)
-        assert len(inputs) == 6
-        called = {}
-        for name, call in cycles_model_guest.parts({"fp32": layer, "ours": ours}, states, config.num_attention_heads):
-            called[name] = call()
+        calls = cycles_model_guest.linear_calls(ours, states, torch.nn.Linear)
+        assert len(calls) == 6
+        assert cycles_model_guest.worst_sqnr(calls, layer) > cycles_model_guest.LEAST_SQNR
+        name, (_, output) = next(iter(calls.items()))
+        output[0, 3] = 0
+        assert cycles_model_guest.worst_sqnr(calls, layer) < cycles_model_guest.LEAST_SQNR, name
+        inputs = {name: input for name, (input, _) in calls.items()}
+        layers = {"fp32": layer, "ours": ours}
+        called = {
+            name: call() for name, call in cycles_model_guest.parts(layers, states, inputs, config.num_attention_heads)
+        }
         assert {name.split()[1] for name in called} == {"whole", *PARTS}
-        expected = cycles_model_guest.hidden_states(called["fp32 whole"])
-        actual = cycles_model_guest.hidden_states(called["ours whole"])
+        expected, actual = (
+            output if isinstance(output, Tensor) else output[0]  # some layers wrap it
+            for output in (called["fp32 whole"], called["ours whole"])
+        )
         assert sqnr(expected, actual) > cycles_model_guest.LEAST_SQNR
