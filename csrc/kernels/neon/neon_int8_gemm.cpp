@@ -41,9 +41,9 @@ inline void add_parts(Tile& tile, int8x16_t row, const int8_t* rhs, int64_t tile
     }
 }
 
-// Adds all steps of one block of rows to a tile; returns where the next block begins.
+// Adds all steps of one block of rows to a tile.
 template <int kRows, class Tile>
-inline const int8_t* add_steps(Tile& tile, const int8_t* lhs, const int8_t* rhs, int64_t steps, int64_t tile_bytes) {
+inline void add_steps(Tile& tile, const int8_t* lhs, const int8_t* rhs, int64_t steps, int64_t tile_bytes) {
     if constexpr (kRows == 1) {
         constexpr int64_t kParts = 16 / kStep;
         for (; steps >= kParts; steps -= kParts) {
@@ -56,14 +56,12 @@ inline const int8_t* add_steps(Tile& tile, const int8_t* lhs, const int8_t* rhs,
         }
         // Reads beyond the row, into what belongs to its block as well.
         if (steps > 0) add_parts<0>(tile, vld1q_s8(lhs), rhs, tile_bytes, steps);
-        return lhs + steps * kStep;
     } else {
         do {
             tile.add_step(lhs, rhs, tile_bytes);
             lhs += lhs_step_bytes(kRows);
             rhs += kStep * kColumns;
         } while (--steps != 0);
-        return lhs;
     }
 }
 
@@ -90,7 +88,7 @@ class Sums {
     Sums(const Operands& operands, int64_t) : stride_(operands.sums_stride) {}
 
     template <class Tile>
-    inline void write(const Tile& tile, int32_t* sums) {
+    inline void write(const Tile& tile, int64_t, int32_t* sums) const {
 #pragma GCC unroll 8
         for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 12
@@ -116,26 +114,24 @@ class Scaled {
           bias_(kHasBias ? operands.scaled->bias + column : nullptr) {}
 
     template <class Tile>
-    inline void write(const Tile& tile, const int32_t*) {
+    inline void write(const Tile& tile, int64_t row, const int32_t*) const {
 #pragma GCC unroll 2
         for (int quad = 0; quad < kNeonTileRows / 4; ++quad) {
             Four four;
-            four.token_scale = vld1q_f32(token_scale_);
-            if (kHasZeroPoint) four.zero_point = vld1q_s32(zero_point_);
+            four.token_scale = vld1q_f32(token_scale_ + row + 4 * quad);
+            if (kHasZeroPoint) four.zero_point = vld1q_s32(zero_point_ + row + 4 * quad);
+            float* const out = out_ + (row + 4 * quad) * stride_;
 #pragma GCC unroll 3
             for (int vector = 0; vector < kNeonTileColumns / 4; ++vector) {
                 four.weight_scale = vld1q_f32(weight_scale_ + 4 * vector);
                 if (kHasZeroPoint) four.column_sums = vld1q_s32(column_sums_ + 4 * vector);
                 if (kHasBias) four.bias = vld1q_f32(bias_ + 4 * vector);
-                float* const to = out_ + 4 * vector;
+                float* const to = out + 4 * vector;
                 vst1q_f32(to, scaled<0>(tile.sums_of(4 * quad, vector), four));
                 vst1q_f32(to + stride_, scaled<1>(tile.sums_of(4 * quad + 1, vector), four));
                 vst1q_f32(to + 2 * stride_, scaled<2>(tile.sums_of(4 * quad + 2, vector), four));
                 vst1q_f32(to + 3 * stride_, scaled<3>(tile.sums_of(4 * quad + 3, vector), four));
             }
-            out_ += 4 * stride_;
-            token_scale_ += 4;
-            zero_point_ += kHasZeroPoint ? 4 : 0;
         }
     }
 
@@ -154,10 +150,10 @@ class Scaled {
         return kHasBias ? vaddq_f32(value, four.bias) : value;
     }
 
-    float* out_;
+    float* const out_;
     const int64_t stride_;
-    const float* token_scale_;
-    const int32_t* zero_point_;
+    const float* const token_scale_;
+    const int32_t* const zero_point_;
     const float* const weight_scale_;
     const int32_t* const column_sums_;
     const float* const bias_;
@@ -169,23 +165,26 @@ using MicroKernel = void (*)(const Operands& operands);
 template <class Lhs, bool kInParts, int kRows, int kTiles, class Output = Sums<kRows>>
 void multiply(const Operands& operands) {
     const int64_t tile_bytes = operands.steps * kStep * kColumns;
-    const int64_t sums_stride = operands.sums_stride;
-    const int64_t others = (operands.steps - operands.count) * lhs_step_bytes(kRows);
+    const int64_t sums_stride = operands.sums_stride, last = operands.rows - kRows;
     const bool resumes = kInParts && operands.first > 0;
     const bool ends = !kInParts || operands.first + operands.count == operands.steps;
+    const int8_t* const lhs = operands.lhs + operands.first * lhs_step_bytes(kRows);
     const int8_t* rhs = operands.rhs + operands.first * kStep * kColumns;
+    int64_t row = 0, step = kRows;
     for (int64_t first = 0; first < operands.tiles; first += kTiles) {
-        const int8_t* lhs = operands.lhs + operands.first * lhs_step_bytes(kRows);
-        int32_t* sums = operands.sums + first * kColumns;
-        Output output(operands, operands.column + first * kColumns);
-        for (int64_t rows = operands.rows; rows > 0; rows -= kRows) {
+        const Output output(operands, operands.column + first * kColumns);
+        for (; 0 <= row && row <= last; row += step) {
+            int32_t* const sums = operands.sums + row * sums_stride + first * kColumns;
             Tile<Lhs, kRows, kTiles> tile;
             resumes ? tile.resume(sums, sums_stride) : tile.clear();
-            lhs = add_steps<kRows>(tile, lhs, rhs, operands.count, tile_bytes) + (kInParts ? others : 0);
-            ends ? output.write(tile, sums) : tile.keep(sums, sums_stride);
-            sums += kRows * sums_stride;
+            add_steps<kRows>(tile, lhs + row / kRows * operands.steps * lhs_step_bytes(kRows), rhs, operands.count,
+                             tile_bytes);
+            ends ? output.write(tile, row, sums) : tile.keep(sums, sums_stride);
         }
         rhs += kTiles * tile_bytes;
+        // The next tile begins with the rows that came last: more of them are in the first-level cache.
+        step = -step;
+        row += step;
     }
 }
 
