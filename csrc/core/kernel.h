@@ -1,5 +1,6 @@
 // A kernel: one entry of the kernel table. It multiplies int8 activations by a weight that it packed itself; scales of
-// tokens and channels, zero points, bias and threads are the driver's business.
+// tokens and channels, zero points and bias are the driver's business, but for rows that it leaves to a kernel (see
+// ScaledRows), and so are threads.
 #pragma once
 
 #include <atomic>
