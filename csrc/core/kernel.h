@@ -1,5 +1,6 @@
 // A kernel: one entry of the kernel table. It multiplies int8 activations by a weight that it packed itself; scales of
-// tokens and channels, zero points, bias and threads are the driver's business.
+// tokens and channels, zero points and bias are the driver's business, but for rows that it leaves to a kernel (see
+// ScaledRows), and so are threads.
 #pragma once
 
 #include <atomic>
@@ -39,6 +40,19 @@ struct LhsPart {
     int64_t of;
 };
 
+// Rows that a kernel scales while their sums are in registers, and writes as floats instead of the sums:
+//     out[i][j] = token_scale[i] * weight_scale[j] * (sums[i][j] - zero_point[i] * column_sums[j]) + bias[j]
+// The order of operations is that of RowRoutines::scale, and so are the bits.
+struct ScaledRows {
+    int64_t count;  // the call's first rows: whole blocks of row_step rows, or 0
+    float* out;
+    int64_t out_stride;  // in elements
+    const float* token_scale;
+    const int32_t* zero_point;  // null if all are 0
+    const float* weight_scale;
+    const float* bias;  // null for none
+};
+
 // One call, for m <= kMostRows rows and the columns of whole column blocks:
 //     int8    sums[i][j] = sum over l of lhs[i][l] * qdata[j][l], exact in int32
 //     4 bits  sums[i][j] = 1 / unit * sum over groups of scale[j][g] * (sum over l in g of lhs[i][l] * (qdata[j][l] -
@@ -56,6 +70,7 @@ struct Multiplication {
     void* sums;                  // int32 or float
     int64_t sums_stride;         // in elements
     uint8_t* scratch;            // scratch_bytes
+    ScaledRows scaled;           // some only of kernels that scale, and if the columns are those of whole column blocks
 };
 
 // Stateless. `reject_reasons` is called before anything else, and only for problems that have no reasons_against; the
@@ -95,6 +110,7 @@ struct Kernel {
     bool (*multiply)(const Multiplication& call);
     int64_t most_rows;  // that calls have: kMostRows or, if its loops go along the columns first, fewer
     bool serves_unsigned_lhs;
+    bool scales;           // int8 weights: serves scaled rows
     bool reads_most_rows;  // of another library's: it may multiply surplus rows
     // Of another library's kernels: its name, and where the verdict of a trial is kept: 0 for none yet, 1, or -1 if it
     // failed. Null: it is our own.

@@ -56,6 +56,22 @@ void Epilogue::begin(int64_t first, int64_t count, TileColumns* columns) const {
                               count);
 }
 
+bool Epilogue::leaves_scaling_to_kernel() const {
+    return layer_.weight.kernel->scales && layer_.output_dtype == DType::kFloat32 && layer_.least == -INFINITY &&
+           layer_.greatest == INFINITY;
+}
+
+ScaledRows Epilogue::scaled(const TileColumns& columns, int64_t row, int64_t count, const Tokens& tokens) const {
+    const int64_t n = layer_.weight.problem.n;
+    return {count,
+            static_cast<float*>(layer_.output) + row * n + columns.first,
+            n,
+            tokens.scale,
+            has_zero_points_ ? tokens.zero_point : nullptr,
+            layer_.weight_scale + columns.first,
+            columns.bias};
+}
+
 template <class Sum>
 SumsTile<Sum> Epilogue::tile(const TileColumns& columns, int64_t row, int64_t rows, const void* sums,
                              int64_t sums_stride) const {

@@ -29,6 +29,11 @@ class Epilogue {
     // Makes `columns` speak of the `count` columns from `first` on. Then tiles of these columns follow.
     void begin(int64_t first, int64_t count, TileColumns* columns) const;
 
+    // Whether the kernel may scale rows of whole blocks itself.
+    bool leaves_scaling_to_kernel() const;
+    // What it needs for the output's `count` rows from `row` on; `tokens` begins with the first one's.
+    ScaledRows scaled(const TileColumns& columns, int64_t row, int64_t count, const Tokens& tokens) const;
+
     // Writes the output's rows from `row` on; `tokens` begins with the first one's.
     void finish(const TileColumns& columns, int64_t row, int64_t rows, const void* sums, int64_t sums_stride,
                 const Tokens& tokens) const;

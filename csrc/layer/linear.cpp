@@ -164,20 +164,28 @@ bool LinearCall::multiply_part(const Linear& layer, const Rectangle& part, const
     const PackedWeight& weight = layer.weight;
     const Kernel& kernel = *weight.kernel;
     const Epilogue epilogue(layer, has_zero_points);
+    const bool scales = epilogue.leaves_scaling_to_kernel();
     Scratch::Tile tile(layer, tile_, ScratchParts(own));
     bool succeeded = true;
-    for (int64_t column = part.column; column < part.column + part.columns; column += tile_.columns) {
-        const int64_t columns = std::min(tile_.columns, part.column + part.columns - column);
+    for (int64_t column = part.column; column < part.column + part.columns;) {
+        int64_t columns = std::min(tile_.columns, part.column + part.columns - column);
+        if (scales && columns > kernel.column_step) columns -= columns % kernel.column_step;  // a tile of their own
         epilogue.begin(column, columns, &tile.columns);
         for (int64_t row = part.row; row < part.row + part.rows; row += tile_.rows) {
             const int64_t rows = std::min(tile_.rows, part.row + part.rows - row);
+            const Tokens tokens = {scratch.tokens.scale + row, scratch.tokens.zero_point + row};
+            const int64_t scaled = scales && columns % kernel.column_step == 0 ? rows - rows % kernel.row_step : 0;
             succeeded &= kernel.multiply(
                 {&weight.problem, scratch.lhs + row / kernel.row_step * weight.lhs_bytes, layer.multiplies_uint8(),
                  rows, weight.base + weight.block_offset(column / kernel.column_step),
-                 static_cast<const int32_t*>(weight.sums(column)), columns, tile.sums, tile_.columns, tile.kernel});
-            epilogue.finish(tile.columns, begin + row, rows, tile.sums, tile_.columns,
-                            {scratch.tokens.scale + row, scratch.tokens.zero_point + row});
+                 static_cast<const int32_t*>(weight.sums(column)), columns, tile.sums, tile_.columns, tile.kernel,
+                 epilogue.scaled(tile.columns, begin + row, scaled, tokens)});
+            if (scaled < rows)
+                epilogue.finish(tile.columns, begin + row + scaled, rows - scaled,
+                                static_cast<const int32_t*>(tile.sums) + scaled * tile_.columns, tile_.columns,
+                                {tokens.scale + scaled, tokens.zero_point + scaled});
         }
+        column += columns;
     }
     return succeeded;
 }

@@ -1,4 +1,5 @@
-// The fused linear layer: quantize activations, multiply in int8, scale, add the bias. The kernel only multiplies.
+// The fused linear layer: quantize activations, multiply in int8, scale, add the bias. The kernel
+// multiplies, and may scale whole blocks of rows.
 #pragma once
 
 #include <cstdint>

@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <cstdlib>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #include <string>
 
 namespace ao_arm {
@@ -79,6 +82,18 @@ void run(const Linears& layers) {
 }
 
 }  // namespace
+
+Tensor empty_packed_weight(int64_t bytes) {
+    Tensor packed = empty({&bytes, 1}, ScalarType::Byte);
+#if defined(__linux__)
+    constexpr uintptr_t kHugePage = 2 * 1024 * 1024;
+    const auto address = reinterpret_cast<uintptr_t>(packed.mutable_data_ptr());
+    const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t end = (address + bytes) / kHugePage * kHugePage;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // or in small pages
+#endif
+    return packed;
+}
 
 Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
     check_dims(sizes);

@@ -15,6 +15,10 @@ namespace ao_arm {
 // A new contiguous tensor on the CPU.
 Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type);
 
+// Memory for a packed weight, in huge pages where the system gives them to those who ask: calls of few rows read each
+// of its pages once, and would translate as many addresses.
+Tensor empty_packed_weight(int64_t bytes);
+
 // An output like the input, but with n columns.
 Tensor empty_output(const Tensor& input, int64_t n, ScalarType type);
 

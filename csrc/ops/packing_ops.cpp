@@ -38,7 +38,7 @@ int8_t* int8_data(const Tensor& tensor) { return static_cast<int8_t*>(const_cast
 Tensor packed(const Problem& problem, const PlainWeight& plain, const std::string& kernel_id) {
     const Kernel& kernel = usable_kernel(problem, kernel_id);
     const int64_t bytes = packed_bytes(kernel, problem);
-    Tensor packed = empty({&bytes, 1}, ScalarType::Byte);
+    Tensor packed = empty_packed_weight(bytes);
     const std::string error = pack_weight(kernel, problem, plain, static_cast<uint8_t*>(packed.mutable_data_ptr()));
     if (!error.empty()) fail(error);
     return packed;

@@ -52,7 +52,7 @@ void quantize_row(const void* row, int64_t k, int64_t padded_k, const TokenQuant
     const RowRoutines& routines = row_routines();
     (token.fits ? routines.quantize_fitting : routines.quantize)[static_cast<int>(dtype)](row, k, 1.0f / token.scale,
                                                                                           token.zero_point, q);
-    std::memset(q + k, 0, padded_k - k);
+    if (k < padded_k) std::memset(q + k, 0, padded_k - k);  // it would be called for nothing as well
 }
 
 }  // namespace ao_arm

@@ -155,18 +155,34 @@ bool multiply(const Multiplication& given) {
     const int64_t scratch_bytes = kernel.scratch_bytes == nullptr ? 0
                                                                   : std::max(kernel.scratch_bytes(problem, first),
                                                                              kernel.scratch_bytes(problem, last));
+    const ScaledRows& scaled = given.scaled;
+    const int64_t out_bytes = scaled.count == 0 ? 0 : 4 * ((scaled.count - 1) * scaled.out_stride + given.columns);
     for (const Flush flush : kBoth) {
         const Buffer lhs(flush, given.lhs, all_lhs_bytes), weight(flush, given.weight, weight_bytes),
-            column_sums(flush, given.column_sums, given.columns * 4, 4);
-        const ToFill sums(flush, sums_bytes, 4), scratch(flush, scratch_bytes, 64);
+            column_sums(flush, given.column_sums, given.columns * 4, 4),
+            token_scale(flush, scaled.token_scale, scaled.count * 4, 4),
+            zero_point(flush, scaled.zero_point, scaled.count * 4, 4),
+            weight_scale(flush, scaled.weight_scale, scaled.count == 0 ? 0 : given.columns * 4, 4),
+            bias(flush, scaled.bias, scaled.count == 0 ? 0 : given.columns * 4, 4);
+        const ToFill sums(flush, sums_bytes, 4), scratch(flush, scratch_bytes, 64), out(flush, out_bytes, 4);
         Multiplication copy = given;
         copy.lhs = lhs.as<int8_t>();
         copy.weight = weight.as<uint8_t>();
         copy.column_sums = column_sums.as<int32_t>();
         copy.sums = sums.memory.data<void>();
         copy.scratch = scratch.memory.data();
+        copy.scaled = {scaled.count,
+                       out.memory.data<float>(),
+                       scaled.out_stride,
+                       token_scale.as<float>(),
+                       zero_point.as<int32_t>(),
+                       weight_scale.as<float>(),
+                       bias.as<float>()};
         if (!checked("multiply", kernel.multiply, copy)) return false;
-        for (int64_t i = 0; i < given.m; ++i)
+        for (int64_t i = 0; i < scaled.count; ++i)
+            deliver("multiply", flush, out.memory.data<float>() + i * scaled.out_stride, given.columns * 4,
+                    scaled.out + i * scaled.out_stride);
+        for (int64_t i = scaled.count; i < given.m; ++i)
             deliver("multiply", flush, sums.memory.data<int32_t>() + i * given.sums_stride, given.columns * 4,
                     static_cast<int32_t*>(given.sums) + i * given.sums_stride);
     }

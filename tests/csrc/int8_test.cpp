@@ -1,6 +1,7 @@
 // Kernels for int8 weights: integer sums are exact for every shape and any number of threads, and so are packed values.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <thread>
 
 #include "checks.h"
@@ -161,6 +162,49 @@ void test_shared_input(const Kernel& kernel) {
         }
 }
 
+// The bits of float outputs, whoever scales the sums: scales and zero points of each token, or those of all of them.
+void test_scaled(const Case& test, bool zero_points, bool has_bias) {
+    Random random;
+    const auto positive = [&](int64_t count) {
+        Guarded<float> values(count);
+        for (float& value : values) value = random.positive();
+        return values;
+    };
+    const Guarded<float> weight_scale = positive(test.n), bias = positive(test.n), token_scale = positive(test.m);
+    Guarded<int32_t> sums, token_zero_point(test.m, 0), column_sums(test.n, 0);
+    for (int32_t& value : token_zero_point) value = static_cast<int32_t>(random.between(-128, 127));
+    for (int64_t i = 0; i < test.n * test.k; ++i) column_sums[i / test.k] += test.weight[i];
+    Guarded<float> output(test.m * test.n);
+    Linear layer = test.layer(test.m, &sums);
+    layer.output = output.data();
+    layer.output_dtype = DType::kFloat32;
+    layer.least = -INFINITY;
+    layer.greatest = INFINITY;
+    layer.weight_scale = weight_scale.data();
+    if (has_bias) layer.bias = bias.data(), layer.bias_dtype = DType::kFloat32;
+    if (test.is_unsigned) {
+        layer.input_scale = token_scale[0];
+        layer.input_zero_point = zero_points ? token_zero_point[0] : -128;
+    } else {
+        layer.activation_scale = ActivationScale::kGiven;
+        layer.token_scale = token_scale.data();
+        layer.token_zero_point = zero_points ? token_zero_point.data() : nullptr;
+    }
+    const std::string name = test.name + (zero_points ? " zero points" : "") + (has_bias ? " bias" : "");
+    if (layer.weight.kernel == nullptr || !run(layer, 1)) return check(false, name);
+    bool same = true;
+    for (int64_t i = 0; i < test.m; ++i)
+        for (int64_t j = 0; j < test.n; ++j) {
+            const int32_t of_token = zero_points ? token_zero_point[i] : 0;
+            const int32_t zero_point = test.is_unsigned ? layer.multiplied_zero_point() : of_token;
+            const float scale = token_scale[test.is_unsigned ? 0 : i] * weight_scale[j];
+            float value = scale * static_cast<float>(test.expected[i * test.n + j] - zero_point * column_sums[j]);
+            if (has_bias) value += bias[j];
+            same &= output[i * test.n + j] == value;
+        }
+    check(same, name);
+}
+
 // Callers that do not know of each other.
 void test_callers(const Kernel& kernel) {
     const Case test(kernel, 70, 400, 96, Values::kRandom);
@@ -211,6 +255,13 @@ bool test_int8_kernel(const Kernel& kernel, bool exhaustive) {
     // Of long rows a kernel may multiply a part of k after the other.
     for (const bool is_unsigned : {false, true})
         if (fits(29, 4397)) test_shape(Case(kernel, 45, 29, 4397, Values::kRandom, is_unsigned), 1, 3);
+    for (const bool is_unsigned : {false, true})
+        for (const auto& [m, n, k] : {std::array<int64_t, 3>{8, 24, 33}, {67, 41, 90}, {19, 29, 4397}})
+            if (fits(n, k)) {
+                const Case test(kernel, m, n, k, Values::kRandom, is_unsigned);
+                for (const bool zero_points : {false, true})
+                    for (const bool has_bias : {false, true}) test_scaled(test, zero_points, has_bias);
+            }
     const int64_t extreme[][3] = {{9, 40, 3000}, {33, 16, 64}, {8, some_columns, kMaxK}};
     for (const auto& [m, n, k] : extreme)
         if (fits(n, k)) test_shape(Case(kernel, m, n, k, Values::kExtreme), false);

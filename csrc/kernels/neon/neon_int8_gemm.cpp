@@ -1,9 +1,9 @@
 // Compiled once per instruction set, with AO_ARM_ISA naming the namespace. Everything but the entry points is local.
 //
 // From the instruction set's header: Tile, whose sums fill at most 24 registers, with add_step to multiply one step of
-// both operands, add_part to multiply a part of a lone row's vector, store_row to write one row, keep to write all sums
-// in the arrangement from which resume reads them; interleave_rows, which turns 16 / kStep rows into a vector per step.
-// A lone row stays as it is: a vector of it is 16 / kStep steps.
+// both operands, add_part to multiply a part of a lone row's vector, sums_of for four columns of one row, keep to write
+// all sums in the arrangement from which resume reads them; interleave_rows, which turns 16 / kStep rows into a vector
+// per step. A lone row stays as it is: a vector of it is 16 / kStep steps.
 #include "kernels/neon/neon_int8_gemm.h"
 
 #include "core/instruction_set.h"
@@ -41,9 +41,9 @@ inline void add_parts(Tile& tile, int8x16_t row, const int8_t* rhs, int64_t tile
     }
 }
 
-// Adds all steps of one block of rows to a tile; returns where the next block begins.
+// Adds all steps of one block of rows to a tile.
 template <int kRows, class Tile>
-inline const int8_t* add_steps(Tile& tile, const int8_t* lhs, const int8_t* rhs, int64_t steps, int64_t tile_bytes) {
+inline void add_steps(Tile& tile, const int8_t* lhs, const int8_t* rhs, int64_t steps, int64_t tile_bytes) {
     if constexpr (kRows == 1) {
         constexpr int64_t kParts = 16 / kStep;
         for (; steps >= kParts; steps -= kParts) {
@@ -56,14 +56,12 @@ inline const int8_t* add_steps(Tile& tile, const int8_t* lhs, const int8_t* rhs,
         }
         // Reads beyond the row, into what belongs to its block as well.
         if (steps > 0) add_parts<0>(tile, vld1q_s8(lhs), rhs, tile_bytes, steps);
-        return lhs + steps * kStep;
     } else {
         do {
             tile.add_step(lhs, rhs, tile_bytes);
             lhs += lhs_step_bytes(kRows);
             rhs += kStep * kColumns;
         } while (--steps != 0);
-        return lhs;
     }
 }
 
@@ -77,35 +75,116 @@ struct Operands {
     int32_t* sums;
     int64_t sums_stride;
     int64_t rows;
+    const ScaledRows* scaled;  // for the call's first rows
+    const int32_t* column_sums;
+    int64_t column;  // the call's, with which the tiles begin
+    int64_t tiles;   // of which a micro-kernel takes kTiles at a time
+};
+
+// Where the rows of a finished tile go, block by block: to the sums ...
+template <int kRows>
+class Sums {
+   public:
+    Sums(const Operands& operands, int64_t) : stride_(operands.sums_stride) {}
+
+    template <class Tile>
+    inline void write(const Tile& tile, int64_t, int32_t* sums) const {
+#pragma GCC unroll 8
+        for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 12
+            for (int vector = 0; vector < Tile::kColumns / 4; ++vector)
+                vst1q_s32(sums + row * stride_ + 4 * vector, tile.sums_of(row, vector));
+    }
+
+   private:
+    const int64_t stride_;
+};
+
+// ... or, scaled, to the output: four rows at a time, by which the scales of tokens fill a vector.
+template <bool kHasZeroPoint, bool kHasBias>
+class Scaled {
+   public:
+    Scaled(const Operands& operands, int64_t column)
+        : out_(operands.scaled->out + column),
+          stride_(operands.scaled->out_stride),
+          token_scale_(operands.scaled->token_scale),
+          zero_point_(operands.scaled->zero_point),
+          weight_scale_(operands.scaled->weight_scale + column),
+          column_sums_(operands.column_sums + column),
+          bias_(kHasBias ? operands.scaled->bias + column : nullptr) {}
+
+    template <class Tile>
+    inline void write(const Tile& tile, int64_t row, const int32_t*) const {
+#pragma GCC unroll 2
+        for (int quad = 0; quad < kNeonTileRows / 4; ++quad) {
+            Four four;
+            four.token_scale = vld1q_f32(token_scale_ + row + 4 * quad);
+            if (kHasZeroPoint) four.zero_point = vld1q_s32(zero_point_ + row + 4 * quad);
+            float* const out = out_ + (row + 4 * quad) * stride_;
+#pragma GCC unroll 3
+            for (int vector = 0; vector < kNeonTileColumns / 4; ++vector) {
+                four.weight_scale = vld1q_f32(weight_scale_ + 4 * vector);
+                if (kHasZeroPoint) four.column_sums = vld1q_s32(column_sums_ + 4 * vector);
+                if (kHasBias) four.bias = vld1q_f32(bias_ + 4 * vector);
+                float* const to = out + 4 * vector;
+                vst1q_f32(to, scaled<0>(tile.sums_of(4 * quad, vector), four));
+                vst1q_f32(to + stride_, scaled<1>(tile.sums_of(4 * quad + 1, vector), four));
+                vst1q_f32(to + 2 * stride_, scaled<2>(tile.sums_of(4 * quad + 2, vector), four));
+                vst1q_f32(to + 3 * stride_, scaled<3>(tile.sums_of(4 * quad + 3, vector), four));
+            }
+        }
+    }
+
+   private:
+    // Four rows by four columns.
+    struct Four {
+        float32x4_t token_scale, weight_scale, bias;
+        int32x4_t zero_point, column_sums;
+    };
+
+    template <int kRow>
+    static inline float32x4_t scaled(int32x4_t sums, const Four& four) {
+        if (kHasZeroPoint) sums = vmlsq_laneq_s32(sums, four.column_sums, four.zero_point, kRow);
+        const float32x4_t scale = vmulq_laneq_f32(four.weight_scale, four.token_scale, kRow);
+        const float32x4_t value = vmulq_f32(scale, vcvtq_f32_s32(sums));
+        return kHasBias ? vaddq_f32(value, four.bias) : value;
+    }
+
+    float* const out_;
+    const int64_t stride_;
+    const float* const token_scale_;
+    const int32_t* const zero_point_;
+    const float* const weight_scale_;
+    const int32_t* const column_sums_;
+    const float* const bias_;
 };
 
 using MicroKernel = void (*)(const Operands& operands);
 
 // kRows rows by kTiles tiles of columns. The more of both, the fewer loads there are for each multiplication.
-template <class Lhs, bool kInParts, int kRows, int kTiles>
+template <class Lhs, bool kInParts, int kRows, int kTiles, class Output = Sums<kRows>>
 void multiply(const Operands& operands) {
     const int64_t tile_bytes = operands.steps * kStep * kColumns;
-    const int64_t sums_stride = operands.sums_stride;
-    const int64_t others = (operands.steps - operands.count) * lhs_step_bytes(kRows);
+    const int64_t sums_stride = operands.sums_stride, last = operands.rows - kRows;
     const bool resumes = kInParts && operands.first > 0;
     const bool ends = !kInParts || operands.first + operands.count == operands.steps;
-    const int8_t* lhs = operands.lhs + operands.first * lhs_step_bytes(kRows);
+    const int8_t* const lhs = operands.lhs + operands.first * lhs_step_bytes(kRows);
     const int8_t* rhs = operands.rhs + operands.first * kStep * kColumns;
-    int32_t* sums = operands.sums;
-    for (int64_t row = 0; row < operands.rows; row += kRows) {
-        Tile<Lhs, kRows, kTiles> tile;
-        resumes ? tile.resume(sums, sums_stride) : tile.clear();
-        lhs = add_steps<kRows>(tile, lhs, rhs, operands.count, tile_bytes) + (kInParts ? others : 0);
-        if (!ends) {
-            tile.keep(sums, sums_stride);
-            sums += kRows * sums_stride;
-            continue;
+    int64_t row = 0, step = kRows;
+    for (int64_t first = 0; first < operands.tiles; first += kTiles) {
+        const Output output(operands, operands.column + first * kColumns);
+        for (; 0 <= row && row <= last; row += step) {
+            int32_t* const sums = operands.sums + row * sums_stride + first * kColumns;
+            Tile<Lhs, kRows, kTiles> tile;
+            resumes ? tile.resume(sums, sums_stride) : tile.clear();
+            add_steps<kRows>(tile, lhs + row / kRows * operands.steps * lhs_step_bytes(kRows), rhs, operands.count,
+                             tile_bytes);
+            ends ? output.write(tile, row, sums) : tile.keep(sums, sums_stride);
         }
-#pragma GCC unroll 8
-        for (int i = 0; i < kRows; ++i) {
-            tile.store_row(i, sums);
-            sums += sums_stride;
-        }
+        rhs += kTiles * tile_bytes;
+        // The next tile begins with the rows that came last: more of them are in the first-level cache.
+        step = -step;
+        row += step;
     }
 }
 
@@ -119,43 +198,54 @@ struct MicroKernels {
                                                kKernel<6, 1>, kKernel<7, 1>, kKernel<8, 1>};
     static constexpr MicroKernel kTwoTiles[] = {nullptr, kKernel<1, 2>, kKernel<2, 2>, kKernel<3, 2>, kKernel<4, 2>};
     static constexpr MicroKernel kFourTiles[] = {nullptr, kKernel<1, 4>, kKernel<2, 4>};
+
+    // By whether there are zero points and a bias: a tile that is scaled.
+    template <bool kHasZeroPoint, bool kHasBias>
+    static constexpr MicroKernel kScaledTile =
+        multiply<Lhs, kInParts, kNeonTileRows, 1, Scaled<kHasZeroPoint, kHasBias>>;
+    static constexpr MicroKernel kScaledTiles[2][2] = {{kScaledTile<false, false>, kScaledTile<false, true>},
+                                                       {kScaledTile<true, false>, kScaledTile<true, true>}};
 };
 
-// All rows by one or more tiles of columns, which stay in the first-level cache while the rows pass by.
-template <class Lhs, bool kInParts>
-void multiply_all(Operands operands, int tiles) {
-    using Kernels = MicroKernels<Lhs, kInParts>;
-    const int64_t rest = operands.rows % kNeonTileRows;
-    if constexpr (!kInParts) {
-        if (tiles == 4) return Kernels::kFourTiles[rest](operands);
-        if (tiles == 2) return Kernels::kTwoTiles[rest](operands);
-    }
-    operands.rows -= rest;
-    Kernels::kOneTile[kNeonTileRows](operands);
-    if (rest == 0) return;
-    operands.lhs += operands.rows * operands.steps * kStep;
-    operands.sums += operands.rows * operands.sums_stride;
-    operands.rows = rest;
-    Kernels::kOneTile[rest](operands);
+// Some whole blocks of rows, or the last one, and some tiles.
+Operands part_of(const Operands& operands, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+    Operands part = operands;
+    part.lhs += row * operands.steps * kStep;
+    part.rhs += tile * kColumns * operands.steps * kStep;
+    part.sums += row * operands.sums_stride + tile * kColumns;
+    part.rows = rows;
+    part.column += tile * kColumns;
+    part.tiles = tiles;
+    return part;
 }
 
-// All rows by all columns. With few rows in all of k, several tiles at a time.
+// All rows by all tiles.
 template <class Lhs, bool kInParts>
-void multiply_columns(Operands operands, int64_t tiles) {
-    const int64_t most = kInParts || operands.rows > 4 ? 1 : operands.rows > 2 ? 2 : 4;
-    while (tiles > 0) {
-        const int together = static_cast<int>(tiles < most ? 1 : most);
-        multiply_all<Lhs, kInParts>(operands, together);
-        operands.rhs += together * kColumns * operands.steps * kStep;
-        operands.sums += together * kColumns;
-        tiles -= together;
+void multiply_all(const Operands& operands) {
+    using Kernels = MicroKernels<Lhs, kInParts>;
+    const int64_t rows = operands.rows, tiles = operands.tiles;
+    int64_t tile = 0;
+    if (!kInParts && rows <= 4) {  // several tiles at a time
+        tile = tiles - tiles % (rows <= 2 ? 4 : 2);
+        if (tile > 0) (rows <= 2 ? Kernels::kFourTiles : Kernels::kTwoTiles)[rows](part_of(operands, 0, rows, 0, tile));
+    }
+    const int64_t rest = rows % kNeonTileRows, whole = rows - rest;
+    const ScaledRows& scaled = *operands.scaled;
+    const MicroKernel of_whole = scaled.count == 0
+                                     ? Kernels::kOneTile[kNeonTileRows]
+                                     : Kernels::kScaledTiles[scaled.zero_point != nullptr][scaled.bias != nullptr];
+    // A tile stays in the first-level cache while all rows pass by.
+    const int64_t together = whole == 0 || rest == 0 ? tiles : 1;
+    for (; tile < tiles; tile += together) {
+        const int64_t count = together < tiles - tile ? together : tiles - tile;
+        if (whole > 0) of_whole(part_of(operands, 0, whole, tile, count));
+        if (rest > 0) Kernels::kOneTile[rest](part_of(operands, whole, rest, tile, count));
     }
 }
 
 template <class Lhs>
 void multiply_call(const Multiplication& call) {
     const int64_t steps = divide_up(call.problem->k, kStep);
-    const int64_t tiles = divide_up(call.columns, kColumns);  // there is room for the last one's surplus columns
     Operands operands = {call.lhs,
                          reinterpret_cast<const int8_t*>(call.weight),
                          steps,
@@ -163,13 +253,17 @@ void multiply_call(const Multiplication& call) {
                          steps,
                          static_cast<int32_t*>(call.sums),
                          call.sums_stride,
-                         call.m};
+                         call.m,
+                         &call.scaled,
+                         call.column_sums,
+                         0,
+                         divide_up(call.columns, kColumns)};  // there is room for the last one's surplus columns
     if (call.m <= 4 || (kNeonTileRows + kColumns) * steps * kStep <= kFirstLevelBytes)
-        return multiply_columns<Lhs, false>(operands, tiles);
+        return multiply_all<Lhs, false>(operands);
     const int64_t most = divide_up(steps, divide_up(steps * kStep, kPartOfK));
     for (; operands.first < steps; operands.first += most) {
         operands.count = steps - operands.first < most ? steps - operands.first : most;
-        multiply_columns<Lhs, true>(operands, tiles);
+        multiply_all<Lhs, true>(operands);
     }
 }
 

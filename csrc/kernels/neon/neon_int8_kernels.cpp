@@ -86,6 +86,7 @@ constexpr Kernel neon(const char* id, const char* summary, uint32_t features, Pa
     kernel.multiply = multiply;
     kernel.most_rows = kMostRows;
     kernel.serves_unsigned_lhs = kStep == kI8mmStep;
+    kernel.scales = true;
     return kernel;
 }
 

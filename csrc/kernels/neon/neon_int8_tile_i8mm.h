@@ -29,6 +29,7 @@ struct UnsignedLhs {
 template <class Lhs, int kRows, int kTiles>
 struct Tile {
     static constexpr int kPairs = (kRows + 1) / 2;
+    static constexpr int kColumns = kTiles * kNeonTileColumns;
     static constexpr int kTileVectors = kNeonTileColumns / 2;
     static constexpr int kVectors = kTiles * kTileVectors;
     int32x4_t sums[kPairs][kVectors];
@@ -85,14 +86,10 @@ struct Tile {
     }
 
     // A row is the lower halves of a pair's sums, or the upper ones.
-    inline void store_row(int row, int32_t* to) const {
-#pragma GCC unroll 24
-        for (int vector = 0; vector < kVectors; vector += 2) {
-            const int64x2_t left = vreinterpretq_s64_s32(sums[row / 2][vector]);
-            const int64x2_t right = vreinterpretq_s64_s32(sums[row / 2][vector + 1]);
-            const int64x2_t values = row % 2 == 0 ? vzip1q_s64(left, right) : vzip2q_s64(left, right);
-            vst1q_s32(to + 2 * vector, vreinterpretq_s32_s64(values));
-        }
+    inline int32x4_t sums_of(int row, int vector) const {
+        const int64x2_t left = vreinterpretq_s64_s32(sums[row / 2][2 * vector]);
+        const int64x2_t right = vreinterpretq_s64_s32(sums[row / 2][2 * vector + 1]);
+        return vreinterpretq_s32_s64(row % 2 == 0 ? vzip1q_s64(left, right) : vzip2q_s64(left, right));
     }
 };
 

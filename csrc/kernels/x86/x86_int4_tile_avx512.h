@@ -14,6 +14,9 @@ namespace {
 constexpr int kMostTileRows = 8;
 constexpr int kStripColumns = 16;  // of a vector of sums
 
+// Bytes that the weight is asked for ahead of its use: what comes from memory is not fast enough for few rows.
+constexpr int64_t kPrefetched = 2048;
+
 // Strips that a tile of so many rows takes at once: beside 16 vectors of sums there is room for expanded nibbles.
 constexpr int most_strips(int rows) { return rows > 2 ? 2 : 4; }
 
@@ -39,6 +42,7 @@ class Tile {
             __m512i halves[2][kStrips];
 #pragma GCC unroll 8
             for (int s = 0; s < kStrips; ++s) {
+                _mm_prefetch(strips + s * strip_bytes + kPrefetched, _MM_HINT_T0);
                 const __m512i bytes = _mm512_loadu_si512(strips + s * strip_bytes);
                 halves[0][s] = _mm512_and_si512(bytes, mask);
                 halves[1][s] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
