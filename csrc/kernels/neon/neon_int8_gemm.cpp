@@ -3,12 +3,15 @@
 // From the instruction set's header: Tile, whose sums fill at most 24 registers, with add_step to multiply one step of
 // both operands, add_part to multiply a part of a lone row's vector, store_row to write one row, keep to write all sums
 // in the arrangement from which resume reads them; interleave_rows, which turns 16 / kStep rows into a vector per step.
-// A lone row stays as it is: a vector of it is 16 / kStep steps.
+// A lone row stays as it is: a vector of it is 16 / kStep steps. With kLoneRowInVectors it is multiplied so, by
+// add_part, without it step by step.
 #include "kernels/neon/neon_int8_gemm.h"
 
 #include "core/instruction_set.h"
 
-#if defined(__ARM_FEATURE_MATMUL_INT8)
+#if defined(__ARM_FEATURE_SVE_MATMUL_INT8)
+#include "kernels/neon/neon_int8_tile_sve.h"
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
 #include "kernels/neon/neon_int8_tile_i8mm.h"
 #else
 #include "kernels/neon/neon_int8_tile_dotprod.h"
@@ -44,7 +47,7 @@ inline void add_parts(Tile& tile, int8x16_t row, const int8_t* rhs, int64_t tile
 // Adds all steps of one block of rows to a tile; returns where the next block begins.
 template <int kRows, class Tile>
 inline const int8_t* add_steps(Tile& tile, const int8_t* lhs, const int8_t* rhs, int64_t steps, int64_t tile_bytes) {
-    if constexpr (kRows == 1) {
+    if constexpr (kRows == 1 && kLoneRowInVectors) {
         constexpr int64_t kParts = 16 / kStep;
         for (; steps >= kParts; steps -= kParts) {
             int8x16_t row = vld1q_s8(lhs);

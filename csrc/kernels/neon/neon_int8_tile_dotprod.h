@@ -12,6 +12,7 @@ namespace AO_ARM_ISA {
 namespace {
 
 constexpr int64_t kStep = kDotprodStep;
+constexpr bool kLoneRowInVectors = true;
 constexpr bool kServesUnsignedLhs = false;  // usdot comes with i8mm
 
 struct SignedLhs {};
