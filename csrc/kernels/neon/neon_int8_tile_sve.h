@@ -11,7 +11,7 @@ namespace ao_arm {
 namespace AO_ARM_ISA {
 namespace {
 
-constexpr bool kLoneRowInVectors = false;  // a load puts a step of it into all places, and needs no other unit
+constexpr bool kLoneRowInVectors = false;
 
 static_assert(__ARM_FEATURE_SVE_BITS == 256);
 using Bytes = svint8_t __attribute__((arm_sve_vector_bits(256)));
@@ -72,11 +72,15 @@ struct Tile {
         Bytes rows[kPairs];
 #pragma GCC unroll 4
         for (int pair = 0; pair < kPairs; ++pair) {
-            // A lone row takes both places of a pair.
-            if constexpr (kRows == 1)
-                rows[pair] = svreinterpret_s8_s64(svdup_s64(*reinterpret_cast<const int64_t*>(lhs)));
-            else
+            if constexpr (kRows == 1) {
+                // Both places of a pair, by way of a general register: loads of vectors are what this waits for.
+                int64_t step;
+                __builtin_memcpy(&step, lhs, kStep);
+                __asm__("" : "+r"(step));
+                rows[pair] = svreinterpret_s8_s64(svdup_s64(step));
+            } else {
                 rows[pair] = svld1rq_s8(svptrue_b8(), lhs + 16 * pair);
+            }
         }
 #pragma GCC unroll 12
         for (int vector = 0; vector < kVectors; ++vector) {
