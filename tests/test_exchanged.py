@@ -12,7 +12,11 @@ import pytest
 import torch
 
 #: What serves an int8 weight that has just been loaded, and one of 4 bits.
-LOADED = {"": ("portable/", "portable/int4_"), "a64fx": ("acl/", "portable/int4_")}
+LOADED = {
+    "": ("portable/", "portable/int4_"),
+    "a64fx": ("acl/", "portable/int4_"),
+    "neoverse-v1": ("sve/", "neon/"),
+}
 ELSEWHERE = ("neon/", "neon/")
 
 
