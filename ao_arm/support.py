@@ -18,7 +18,11 @@ HEADER = (
 _ARCHITECTURES = {"aarch64": "AArch64", "arm64": "AArch64", "x86_64": "x86-64", "AMD64": "x86-64"}
 
 #: Known cores with these features and, of those that other kernels ask for, no more.
-_CORES = {("dotprod", "i8mm"): "Neoverse V1, V2, N2", ("dotprod",): "Neoverse N1"}
+_CORES = {
+    ("dotprod", "i8mm", "sve256"): "Neoverse V1",
+    ("dotprod", "i8mm"): "Neoverse V2, N2",
+    ("dotprod",): "Neoverse N1",
+}
 
 #: (n, k) of the layers that the line speaks for, from a small encoder's to a large language model's.
 _SHAPES = ((384, 384), (768, 768), (3072, 768), (768, 3072), (4096, 4096), (4096, 11008))

@@ -12,7 +12,11 @@ import pytest
 import torch
 
 #: What serves an int8 weight that has just been loaded, and one of 4 bits.
-LOADED = {"": ("portable/", "portable/int4_"), "a64fx": ("acl/", "portable/int4_")}
+LOADED = {
+    "": ("portable/", "portable/int4_"),
+    "a64fx": ("acl/", "portable/int4_"),
+    "neoverse-v1": ("sve/", "neon/"),
+}
 ELSEWHERE = ("neon/", "neon/")
 
 
@@ -53,6 +57,6 @@ def test_the_same_checkpoint_is_written(from_x86: Path, tmp_path: Path) -> None:
 def test_programs_of_torchao_are_fused(from_x86: Path) -> None:
     kernels = exchanged.read_programs(from_x86)
     if cases.EMULATED_CPU == "neoverse-v1":
-        assert kernels == {"int8": "neon/i8mm", "int4": "neon/int4_i8mm"}
+        assert kernels == {"int8": "sve/i8mm_256", "int4": "neon/int4_i8mm"}
     else:
         assert kernels.keys() == exchanged.PROGRAMS.keys()

@@ -13,7 +13,7 @@ from ao_arm import kernels
 
 SHAPES = [(1, 1), (7, 33), (64, 64), (384, 768), (768, 768)] + ([] if cases.EMULATED_CPU else [(3072, 768)])
 ACL = "acl/s8s32+epilogue"
-NEON_I8MM, NEON_DOTPROD = "neon/i8mm", "neon/dotprod"
+SVE, NEON_I8MM, NEON_DOTPROD = "sve/i8mm_256", "neon/i8mm", "neon/dotprod"
 UNFIT = [row.id for row in kernels.list() if row.reasons]
 
 
@@ -32,6 +32,7 @@ def test_a_row_has_a_cost_if_this_cpu_can_run_it(n: int, k: int) -> None:
 def test_the_table_holds_the_same_rows_on_every_cpu() -> None:
     ids = [row.id for row in kernels.list()]
     for known in (
+        SVE,
         NEON_I8MM,
         NEON_DOTPROD,
         ACL,
@@ -158,7 +159,7 @@ def test_a_kernel_for_4_bit_weights_has_to_be_among_those_forced(names: str, mon
 EXPECTED = {
     "a64fx": (ACL, "a64_gemm_s8_4x4"),
     "neoverse-n1": (NEON_DOTPROD, "dot"),
-    "neoverse-v1": (NEON_I8MM, "mmla"),
+    "neoverse-v1": (SVE, "mmla"),
     "max": (NEON_I8MM, "mmla"),
 }
 
@@ -197,5 +198,5 @@ def test_an_arm_cpu_without_dotprod_says_what_it_lacks() -> None:
 @pytest.mark.x86
 def test_x86_cpus_say_that_arm_kernels_are_for_arm() -> None:
     reasons = {row.id: row.reasons for row in kernels.list()}
-    for name in (ACL, NEON_I8MM, NEON_DOTPROD, "portable/dotprod", "portable/i8mm"):
+    for name in (ACL, SVE, NEON_I8MM, NEON_DOTPROD, "portable/dotprod", "portable/i8mm"):
         assert reasons[name] == ("it is built for AArch64 only",)

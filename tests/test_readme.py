@@ -33,7 +33,7 @@ def test_its_figures_are_those_of_the_page_of_all_figures() -> None:
 
 @pytest.mark.x86
 def test_the_kernels_are_those_of_the_table() -> None:
-    named = set(re.findall(r"`((?:acl|neon|portable|kleidiai)/[\w+]+)`", SUPPORT))
+    named = set(re.findall(r"`((?:acl|neon|sve|portable|kleidiai)/[\w+]+)`", SUPPORT))
     tables = (ao_arm.kernels.list(), ao_arm.kernels.list(group_size=32))
     assert named == {kernel.id for table in tables for kernel in table}
 

@@ -4,6 +4,7 @@
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#include <sys/prctl.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
@@ -29,7 +30,17 @@ constexpr NamedFeature kFeatures[] = {
     {kBf16, "bf16", 64 + 14, "hw.optional.arm.FEAT_BF16"},
     {kSve, "sve", 22, nullptr},
     {kSme2, "sme2", 64 + 37, "hw.optional.arm.FEAT_SME2"},
+    {kSve256, "sve256", 22, nullptr},
 };
+
+#if defined(__aarch64__) && defined(__linux__)
+// The length that the operating system gave this process's vectors (arch/arm64/include/uapi/asm/sigcontext.h).
+int sve_bytes() {
+    constexpr int kGetLength = 51, kLengthMask = 0xFFFF;  // PR_SVE_GET_VL, which older headers lack
+    const int length = prctl(kGetLength);
+    return length < 0 ? 0 : length & kLengthMask;
+}
+#endif
 
 bool is_there(const NamedFeature& row) {
 #if defined(__x86_64__)
@@ -40,7 +51,8 @@ bool is_there(const NamedFeature& row) {
            __builtin_cpu_supports("avx512vnni");
 #elif defined(__aarch64__) && defined(__linux__)
     const unsigned long word = getauxval(row.hwcap_bit < 64 ? AT_HWCAP : AT_HWCAP2);
-    return row.hwcap_bit >= 0 && ((word >> (row.hwcap_bit % 64)) & 1) != 0;
+    const bool has_bit = row.hwcap_bit >= 0 && ((word >> (row.hwcap_bit % 64)) & 1) != 0;
+    return has_bit && (row.feature != kSve256 || sve_bytes() == 32);
 #elif defined(__aarch64__) && defined(__APPLE__)
     int value = 0;
     size_t size = sizeof value;

@@ -17,6 +17,7 @@ enum CpuFeature : uint32_t {
     kBf16 = 1u << 5,
     kSve = 1u << 6,
     kSme2 = 1u << 7,
+    kSve256 = 1u << 8,  // SVE whose vectors have 256 bits, no more and no less
 };
 
 struct CpuFeatures {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cache import Report
 from counting import Counter, CountingError, Region
-from cycles_caches import CacheRow, cache_row, cache_tables, caches_caveat
+from cycles_caches import CacheRow, cache_row, cache_tables, caches_caveat, write_caches
 from cycles_figures import (
     CANDIDATES,
     CAVEAT,
@@ -48,6 +48,7 @@ from cycles_runtimes import obstacles, site_packages, write_models
 from cycles_sets import SETS, set_table
 from cycles_tables import table
 from cycles_threads_plot import Line, ThreadsPanel, draw_threads
+from kleidiai_piece import kleidiai_int8
 from machine import BuildError, Machine, Unavailable
 from pricing import Core
 from thread_teams import opened, without_waiting
@@ -72,10 +73,11 @@ def count(
     report: Report,
     caches: Sequence[int] = (),
     packages: Sequence[Path] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> list[Region]:
     """Run a script with the emulated machine's Python, on so many threads, and count the regions that it runs.
 
-    `packages` are folders of Python packages besides the machine's own.
+    `packages` are folders of Python packages besides the machine's own, `variables` what else its environment has.
     """
     target = TARGETS[cpu]
     counter, staged = Counter(machine.root, report), machine.build()
@@ -85,6 +87,7 @@ def count(
         "OMP_NUM_THREADS": str(threads),
         # OpenBLAS's own threads would spin for long while they wait, and take the time of those that work.
         "OPENBLAS_THREAD_TIMEOUT": "4",
+        **(variables or {}),
     }
     report(f"arm64: counting on an emulated {target.model}, threads: {threads}")
     return counter.run(target.model, (machine.root / f"usr/bin/python{PYTHON}", script, *args), env, caches)
@@ -120,13 +123,15 @@ def count_candidates(
     args = [",".join(candidates), ",".join(shapes), str(threads)]
     if caches:
         args.append("--caches")
+    library = {"KLEIDIAI_INT8": str(kleidiai_int8(machine, report))} if "kleidiai-int8" in candidates else {}
+    counted = partial(count, machine, cpu, GUEST, threads=threads, report=report, caches=caches, variables=library)
     if RUNTIMES.isdisjoint(candidates):
-        return count(machine, cpu, GUEST, *args, threads=threads, report=report, caches=caches)
+        return counted(*args)
     packages = (site_packages(report),)
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder), candidates, shapes, report)
         args += ["--models", folder]
-        return count(machine, cpu, GUEST, *args, threads=threads, report=report, caches=caches, packages=packages)
+        return counted(*args, packages=packages)
 
 
 def compare(
@@ -364,8 +369,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.files and (given.json or given.top):
         parser.error("--json and --top are about what is modelled, and with --from nothing is")
-    if given.caches and (given.files or given.json or given.plot):
-        parser.error("--caches prints tables, of what it models itself: it goes with neither --from, --json nor --plot")
+    if given.caches and (given.files or given.plot):
+        parser.error("--caches prints tables, of what it models itself: it goes with neither --from nor --plot")
     if given.caches and given.threads not in (None, [1]):
         parser.error("--caches models the caches of one core, whose thread is the only one: leave out --threads")
     if given.plot and find_spec("matplotlib") is None:
@@ -394,7 +399,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = {cpu: among(rows, *asked) for cpu, rows in read(given.files).items()}
         elif given.caches:
             calls = given.only or DEFAULT_CANDIDATES, given.shapes or DEFAULT_SHAPES
-            show_caches(given.cpu, compare_caches(Machine(report), given.cpu, *calls, given.top, report))
+            brought = compare_caches(Machine(report), given.cpu, *calls, given.top, report)
+            show_caches(given.cpu, brought)
+            if given.json:
+                write_caches(given.json, given.cpu, brought)
             return 0
         else:
             modelled = given.only or DEFAULT_CANDIDATES, given.shapes or DEFAULT_SHAPES, given.threads or (1,)

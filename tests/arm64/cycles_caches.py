@@ -1,10 +1,11 @@
 """What calls bring into a core's caches: figures of the model, their tables, and what they are not."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from counting import Region
-from cycles_figures import CANDIDATES, TARGETS, Row, cell
+from cycles_figures import CANDIDATES, TARGETS, Row, caveat, cell, write_figures
 from cycles_tables import in_columns
 from pricing import Core
 from symbols import function_at
@@ -64,6 +65,12 @@ def caches_caveat(cpu: str) -> str:
     first, first_ways, second, second_ways = TARGETS[cpu].caches
     sizes = {"first": first >> 10, "first_ways": first_ways, "second": second >> 10, "second_ways": second_ways}
     return CACHES_CAVEAT.format(cpu=cpu, line=LINE_BYTES, **sizes)
+
+
+def write_caches(file: Path, cpu: str, rows: Sequence[CacheRow]) -> None:
+    """Write a core's rows to a file."""
+    what = f"{caveat(cpu, [row.row for row in rows])}\n{caches_caveat(cpu)}"
+    write_figures(file, cpu, what, [asdict(row) for row in rows])
 
 
 def _cells(row: CacheRow) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 CAVEAT = """\
 Modelled, not measured: how often QEMU ran each block of code x what llvm-mca says the block costs on the core. Caches
@@ -44,6 +45,8 @@ CANDIDATES = {
     "ours": "ao_arm, per token x per channel",
     "ours-symmetric": "ao_arm, symmetric activations",
     "ours-bf16": "ao_arm, bfloat16 in and out",
+    "ours-acl": "ao_arm on Arm Compute Library's kernels",
+    "kleidiai-int8": "KleidiAI alone, per token x per channel",
     "torch-static-s8": "torch quantized.linear, s8 to s8, per tensor (direct ACL)",
     "torch-static-u8": "torch quantized.linear, u8 to u8, per tensor (direct ACL)",
     "torch-static-u8-per-channel": "torch quantized.linear, u8 to u8, per channel (oneDNN)",
@@ -81,6 +84,7 @@ LIMIT = "limit of int8 arithmetic"
 GROUPS = {
     "all": tuple(name for name in CANDIDATES if name not in RUNTIMES),
     "int8": ("fp32", "torch-per-tensor", "ours"),
+    "libraries": ("torch-per-tensor", "ours-acl", "kleidiai-int8", "ours"),
     "static": ("torch-static-s8", "torch-static-u8", "static-s8", "static-u8"),
     "int4": ("torch-int4-g32", "torch-int4-g128", "int4-g32", "int4-g128"),
     "shared": ("three", "three-shared", "three-int4-g32", "three-int4-g32-shared"),
@@ -126,7 +130,7 @@ def read(files: Sequence[Path]) -> dict[str, list[Row]]:
     """The rows of each core in files that `--json` wrote; of the same one in several files the last counts.
 
     Raises:
-        ValueError: if a file holds anything else.
+        ValueError: if a file holds anything else, as what `--caches` found.
     """
     names = [field.name for field in fields(Row) if field.name != "functions"]
     found: dict[str, dict[tuple[str, int], Row]] = {}
@@ -136,7 +140,7 @@ def read(files: Sequence[Path]) -> dict[str, list[Row]]:
             rows = [Row(**{name: row[name] for name in names}) for row in figures["rows"]]
             known = figures["cpu"] in TARGETS and all(cell(row)[0] in CANDIDATES for row in rows)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{file} is no file that --json wrote: {error!r}") from None
+            raise ValueError(f"{file} is no file that --json wrote without --caches: {error!r}") from None
         if not known:
             raise ValueError(f"{file} names a core or candidates that are not known here")
         found.setdefault(figures["cpu"], {}).update({(row.label, row.threads): row for row in rows})
@@ -145,8 +149,12 @@ def read(files: Sequence[Path]) -> dict[str, list[Row]]:
 
 def write(file: Path, cpu: str, rows: Sequence[Row]) -> None:
     """Write a core's rows to a file, for `read`."""
-    plain = {"cpu": cpu, "what": caveat(cpu, rows), "rows": [asdict(row) for row in rows]}
-    file.write_text(json.dumps(plain, indent=1) + "\n")
+    write_figures(file, cpu, caveat(cpu, rows), [asdict(row) for row in rows])
+
+
+def write_figures(file: Path, cpu: str, what: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write what was modelled for a core, and what such figures are."""
+    file.write_text(json.dumps({"cpu": cpu, "what": what, "rows": rows}, indent=1) + "\n")
 
 
 def among(

@@ -9,17 +9,22 @@ With `--caches` each has two regions, in which accesses go through the model of 
 on another layer of the same kind and shape was called and then the activations were written; and `warm`, where the call
 before is the same.
 
+`kleidiai-int8` calls the library that the variable `KLEIDIAI_INT8` names, and is left out where it names none.
+
 `FOLDER` is what `cycles_runtimes.write_models` wrote: the weights, and models of other runtimes among the candidates.
 """
 
 import argparse
+import ctypes
 import gc
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from marks import modelled_caches, run_region
@@ -72,6 +77,43 @@ def ours(x: Tensor, weight: Tensor, bias: Tensor, mapping: str = "asymmetric") -
 
 def ours_symmetric(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
     return ours(x, weight, bias, "symmetric")
+
+
+def ours_acl(x: Tensor, weight: Tensor, bias: Tensor) -> Call | None:
+    """Our layer on the row of the kernel table that is Arm Compute Library's."""
+    from ao_arm import kernels
+
+    (acl,) = (row for row in kernels.list(*weight.shape) if row.id.startswith("acl/"))
+    if acl.reasons:
+        return None
+    with patch.dict(os.environ, {kernels.FORCE: acl.id}):
+        return ours(x, weight, bias)
+
+
+def kleidiai_int8(x: Tensor, weight: Tensor, bias: Tensor) -> Call | None:
+    """KleidiAI alone, per token x per channel: its own quantization, packing and micro-kernels, on one thread."""
+    path = os.environ.get("KLEIDIAI_INT8")
+    if path is None or torch.get_num_threads() > 1:
+        return None
+    library, size, pointer = ctypes.CDLL(path), ctypes.c_size_t, ctypes.c_void_p
+    library.packed_weight_bytes.argtypes = library.packed_rows_bytes.argtypes = (size, size)
+    library.packed_weight_bytes.restype = library.packed_rows_bytes.restype = size
+    library.pack_weight.argtypes = (size, size, pointer, pointer, pointer, pointer)
+    multiply = library.multiply
+    multiply.argtypes = (size, size, size, pointer, pointer, pointer, pointer)
+    (m, k), n = x.shape, len(weight)
+    scale = weight.abs().amax(dim=1) / 127
+    qdata = (weight / scale[:, None]).round().to(torch.int8)
+    packed = torch.empty(library.packed_weight_bytes(n, k), dtype=torch.uint8)
+    library.pack_weight(n, k, *(tensor.data_ptr() for tensor in (qdata, bias, scale, packed)))
+    rows_bytes = library.packed_rows_bytes(m, k)
+
+    def call() -> Tensor:
+        rows, result = torch.empty(rows_bytes, dtype=torch.uint8), torch.empty(m, n)
+        multiply(m, n, k, x.data_ptr(), rows.data_ptr(), packed.data_ptr(), result.data_ptr())
+        return result
+
+    return call
 
 
 def ours_bf16(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
@@ -318,6 +360,8 @@ CANDIDATES: dict[str, Callable[[Tensor, Tensor, Tensor], Call | None]] = {
     "ours": ours,
     "ours-symmetric": ours_symmetric,
     "ours-bf16": ours_bf16,
+    "ours-acl": ours_acl,
+    "kleidiai-int8": kleidiai_int8,
     "torch-static-s8": partial(torch_static, dtype=torch.int8, quantized_dtype=torch.qint8),
     "torch-static-u8": partial(torch_static, dtype=torch.uint8, quantized_dtype=torch.quint8),
     "torch-static-u8-per-channel": partial(

@@ -12,7 +12,7 @@ PAGE = CHECKOUT / "docs/support.md"
 MARKERS = "<!-- kernels: begin, written by tests/arm64/support_table.py -->", "<!-- kernels: end -->"
 
 # Of the emulated ones, those that differ in what kernels ask for.
-CPUS = ("neoverse-v1", "neoverse-n1", "a64fx")
+CPUS = ("neoverse-v1", "max", "neoverse-n1", "a64fx")
 INFO = ("-m", "ao_arm", "info", "--support")
 
 

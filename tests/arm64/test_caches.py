@@ -1,11 +1,13 @@
 """The model of caches: what it makes of patterns of accesses, and that it sees the accesses of emulated programs."""
 
 import ctypes
+import json
 import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cycles
 import cycles_guest
 import pytest
 import torch
@@ -13,7 +15,7 @@ from cache import Report
 from counting import Counter, CountingError, Fills, Region, parse_regions
 from cycles import main
 from cycles_caches import CacheRow, cache_row, cache_tables, caches_caveat
-from cycles_figures import TARGETS, Row
+from cycles_figures import TARGETS, Row, read
 from cycles_pieces import llvm
 from machine import Machine
 from pricing import Core
@@ -307,6 +309,23 @@ def test_tables_of_caches() -> None:
     assert "1024 KiB in 8" in caches_caveat("neoverse-v1") and "2048 KiB in 8" in caches_caveat("neoverse-v2")
 
 
+def test_figures_of_caches_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Row("ours 8x768x768", 1, 90_000, 63_000, 63_000, 1, 0)
+    rows = [CacheRow(row, True, 12_200, 9_800), CacheRow(row, False, 11_000, 90, (("a: f", 0.5, 0.25),))]
+    monkeypatch.setattr(cycles, "Machine", lambda report: None)
+    monkeypatch.setattr(cycles, "compare_caches", lambda *asked: rows)
+    file = tmp_path / "caches.json"
+    assert main(["--caches", "--cpu", "neoverse-n1", "--json", str(file)]) == 0
+    written = json.loads(file.read_text())
+    assert (written["cpu"], [found["cold"] for found in written["rows"]]) == ("neoverse-n1", [True, False])
+    assert "neoverse-n1's data caches: 64 KiB in 4 ways" in written["what"]
+    warm = written["rows"][1]
+    assert (warm["first"], warm["second"], warm["functions"]) == (11_000, 90, [["a: f", 0.5, 0.25]])
+    assert (warm["row"]["label"], warm["row"]["cycles"]) == ("ours 8x768x768", 63_000)
+    with pytest.raises(ValueError, match="is no file that --json wrote without --caches"):
+        read([file])
+
+
 def test_each_call_has_a_region_with_a_cold_weight_and_one_without(capsys: pytest.CaptureFixture[str]) -> None:
     with torch.inference_mode():
         cycles_guest.main(["fp32", "ours"], [(2, 64, 48)], with_caches=True)
@@ -315,7 +334,7 @@ def test_each_call_has_a_region_with_a_cold_weight_and_one_without(capsys: pytes
     )
 
 
-@pytest.mark.parametrize("other", [["--threads", "2"], ["--json", "x"], ["--plot", "x"], ["--from", "x"]])
+@pytest.mark.parametrize("other", [["--threads", "2"], ["--plot", "x"], ["--from", "x"]])
 def test_options_that_do_not_go_with_caches(other: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--caches", *other])

@@ -33,6 +33,7 @@ from ao_arm.benchmark import candidates as candidates_of_bench
 
 # Calls on neoverse-v1, in cycles; with 64 rows the multiplications alone take 295 thousand.
 TARGETS = {
+    "ours 1x768x768": 30_000,
     "ours 64x768x768": 390_000,
     "static-u8 64x768x768": 375_000,
     "int4-g32 64x768x768": 590_000,
@@ -40,7 +41,7 @@ TARGETS = {
     "int4-g32 1x768x768": 34_000,
     "int4-g128 1x768x768": 31_500,
 }
-# These are to be faster than their peers, too.
+# These are to be faster than their peers, too, and `ours` than each library alone.
 FASTER = ("ours", "static-u8", "int4-g32", "int4-g128")
 # Where code lies in memory changes a little of what a call is modelled to take.
 VARIATION = 1.02
@@ -165,12 +166,14 @@ def test_a_program_that_fails_is_no_measurement(counter: Counter, program: Path)
 def test_targets(machine: Machine, counter: Counter, report: Report) -> None:
     shapes = ("1x768x768", "64x768x768")
     peers = {name: PEERS[name] for name in FASTER}
-    rows = compare(machine, "neoverse-v1", [*peers, *peers.values()], shapes, report=report)
+    names = dict.fromkeys((*peers, *peers.values(), *GROUPS["libraries"]))
+    rows = compare(machine, "neoverse-v1", tuple(names), shapes, report=report)
     print(table(rows, "neoverse-v1"))
     cycles = {row.label: row.cycles for row in rows}
     for label, target in TARGETS.items():
         assert cycles[label] <= target, label
-    for (ours, peer), shape in product(peers.items(), shapes):
+    slower = [*peers.items(), *(("ours", library) for library in GROUPS["libraries"])]
+    for (ours, peer), shape in product(slower, shapes):
         assert cycles[f"{ours} {shape}"] <= VARIATION * cycles[f"{peer} {shape}"], f"{ours} {shape}"
 
 
@@ -383,6 +386,7 @@ def test_groups_stand_for_candidates(capsys: pytest.CaptureFixture[str]) -> None
     assert candidates("static,ours") == ("ours", "torch-static-s8", "torch-static-u8", "static-s8", "static-u8")
     assert candidates("all") == tuple(name for name in CANDIDATES if name not in RUNTIMES)
     assert candidates("all,runtimes") == tuple(CANDIDATES)
+    assert set(candidates("libraries")) == {"torch-per-tensor", "ours", "ours-acl", "kleidiai-int8"}
     assert all(name in CANDIDATES for group in GROUPS.values() for name in group)
     with pytest.raises(SystemExit):
         main(["--only", "theirs"])
@@ -413,6 +417,24 @@ def test_blocks_that_a_page_cuts_are_joined() -> None:
 def test_groups_that_do_not_fit_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     cycles_guest.main(["int4-g32", "int4-g128", "int4-g32-kleidiai", "torch-int4-g128"], [(2, 96, 64)])
     assert capsys.readouterr().out == "region: int4-g32 2x96x64\n"
+
+
+def test_libraries_that_are_not_there_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("KLEIDIAI_INT8", raising=False)
+    cycles_guest.main(["ours", "ours-acl", "kleidiai-int8"], [(2, 96, 64)])
+    assert capsys.readouterr().out == "region: ours 2x96x64\n"
+    # A library that is named has to be there; it has one thread.
+    monkeypatch.setenv("KLEIDIAI_INT8", str(tmp_path / "none.so"))
+    threads = torch.get_num_threads()
+    try:
+        cycles_guest.main(["ours", "kleidiai-int8"], [(2, 96, 64)], threads=2)
+        assert capsys.readouterr().out == "region: ours 2x96x64\n"
+        with pytest.raises(OSError, match=r"none\.so"):
+            cycles_guest.main(["kleidiai-int8"], [(2, 96, 64)])
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ for rows in (1, 4, 5, 67):
 
 
 @pytest.mark.parametrize(
-    ("cpu", "kernel", "warnings"), [("a64fx", "portable/baseline", 1), ("neoverse-v1", "neon/i8mm", 0)]
+    ("cpu", "kernel", "warnings"), [("a64fx", "portable/baseline", 1), ("neoverse-v1", "sve/i8mm_256", 0)]
 )
 def test_layers(cpu: str, kernel: str, warnings: int, machine: Machine) -> None:
     """4-bit layers where libtorch has a KleidiAI of its own."""

@@ -30,6 +30,7 @@ ALLOWED: Mapping[str, Sequence[tuple[str, str, frozenset[str]]]] = {
     "AArch64": (
         (r"/ao_arm_dotprod\.dir/", "", frozenset({"v8.2a", "dotprod"})),
         (r"/ao_arm_i8mm\.dir/", "", frozenset({"v8.2a", "dotprod", "i8mm"})),
+        (r"/ao_arm_sve256\.dir/", "", frozenset({"v8.2a", "dotprod", "i8mm", "sve"})),
         # GCC's atomics, which see first whether the CPU has those of Armv8.1.
         (r"/libgcc\.a\((cas|swp|ldadd|ldclr|ldeor|ldset)_\d+_\d\.o\)$", "^__aarch64_", frozenset({"lse"})),
         # Micro-kernels, and what arranges operands for those of bfloat16. The libraries choose among them by the CPU.

@@ -1,14 +1,17 @@
 // Compiled once per instruction set, with AO_ARM_ISA naming the namespace. Everything but the entry points is local.
 //
-// From the instruction set's header: Tile, whose sums fill at most 24 registers, with add_step to multiply one step of
-// both operands, add_part to multiply a part of a lone row's vector, sums_of for four columns of one row, keep to write
+// From the instruction set's header: TileOf, the tile of sums for so many rows and tiles of columns, which fills at most
+// 24 registers, with add_step to multiply one step of both operands, add_part to multiply a part of a lone row's vector
+// (that is what kLoneRowInVectors asks for), store_row to write one row, sums_of for four columns of it, keep to write
 // all sums in the arrangement from which resume reads them; interleave_rows, which turns 16 / kStep rows into a vector
 // per step. A lone row stays as it is: a vector of it is 16 / kStep steps.
 #include "kernels/neon/neon_int8_gemm.h"
 
 #include "core/instruction_set.h"
 
-#if defined(__ARM_FEATURE_MATMUL_INT8)
+#if defined(__ARM_FEATURE_SVE_MATMUL_INT8)
+#include "kernels/neon/neon_int8_tile_sve.h"
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
 #include "kernels/neon/neon_int8_tile_i8mm.h"
 #else
 #include "kernels/neon/neon_int8_tile_dotprod.h"
@@ -44,7 +47,7 @@ inline void add_parts(Tile& tile, int8x16_t row, const int8_t* rhs, int64_t tile
 // Adds all steps of one block of rows to a tile.
 template <int kRows, class Tile>
 inline void add_steps(Tile& tile, const int8_t* lhs, const int8_t* rhs, int64_t steps, int64_t tile_bytes) {
-    if constexpr (kRows == 1) {
+    if constexpr (kRows == 1 && Tile::kLoneRowInVectors) {
         constexpr int64_t kParts = 16 / kStep;
         for (; steps >= kParts; steps -= kParts) {
             int8x16_t row = vld1q_s8(lhs);
@@ -90,10 +93,7 @@ class Sums {
     template <class Tile>
     inline void write(const Tile& tile, int64_t, int32_t* sums) const {
 #pragma GCC unroll 8
-        for (int row = 0; row < kRows; ++row)
-#pragma GCC unroll 12
-            for (int vector = 0; vector < Tile::kColumns / 4; ++vector)
-                vst1q_s32(sums + row * stride_ + 4 * vector, tile.sums_of(row, vector));
+        for (int row = 0; row < kRows; ++row) tile.store_row(row, sums + row * stride_);
     }
 
    private:
@@ -166,8 +166,8 @@ template <class Lhs, bool kInParts, int kRows, int kTiles, class Output = Sums<k
 void multiply(const Operands& operands) {
     const int64_t tile_bytes = operands.steps * kStep * kColumns;
     const int64_t sums_stride = operands.sums_stride, last = operands.rows - kRows;
-    const bool resumes = kInParts && operands.first > 0;
-    const bool ends = !kInParts || operands.first + operands.count == operands.steps;
+    [[maybe_unused]] const bool resumes = operands.first > 0;
+    [[maybe_unused]] const bool ends = operands.first + operands.count == operands.steps;
     const int8_t* const lhs = operands.lhs + operands.first * lhs_step_bytes(kRows);
     const int8_t* rhs = operands.rhs + operands.first * kStep * kColumns;
     int64_t row = 0, step = kRows;
@@ -175,11 +175,17 @@ void multiply(const Operands& operands) {
         const Output output(operands, operands.column + first * kColumns);
         for (; 0 <= row && row <= last; row += step) {
             int32_t* const sums = operands.sums + row * sums_stride + first * kColumns;
-            Tile<Lhs, kRows, kTiles> tile;
-            resumes ? tile.resume(sums, sums_stride) : tile.clear();
+            TileOf<Lhs, kRows, kTiles> tile;
+            if constexpr (kInParts)
+                resumes ? tile.resume(sums, sums_stride) : tile.clear();
+            else
+                tile.clear();
             add_steps<kRows>(tile, lhs + row / kRows * operands.steps * lhs_step_bytes(kRows), rhs, operands.count,
                              tile_bytes);
-            ends ? output.write(tile, row, sums) : tile.keep(sums, sums_stride);
+            if constexpr (kInParts)
+                ends ? output.write(tile, row, sums) : tile.keep(sums, sums_stride);
+            else
+                output.write(tile, row, sums);
         }
         rhs += kTiles * tile_bytes;
         // The next tile begins with the rows that came last: more of them are in the first-level cache.
@@ -225,9 +231,12 @@ void multiply_all(const Operands& operands) {
     using Kernels = MicroKernels<Lhs, kInParts>;
     const int64_t rows = operands.rows, tiles = operands.tiles;
     int64_t tile = 0;
-    if (!kInParts && rows <= 4) {  // several tiles at a time
-        tile = tiles - tiles % (rows <= 2 ? 4 : 2);
-        if (tile > 0) (rows <= 2 ? Kernels::kFourTiles : Kernels::kTwoTiles)[rows](part_of(operands, 0, rows, 0, tile));
+    if constexpr (!kInParts) {
+        if (rows <= 4) {  // several tiles at a time
+            tile = tiles - tiles % (rows <= 2 ? 4 : 2);
+            if (tile > 0)
+                (rows <= 2 ? Kernels::kFourTiles : Kernels::kTwoTiles)[rows](part_of(operands, 0, rows, 0, tile));
+        }
     }
     const int64_t rest = rows % kNeonTileRows, whole = rows - rest;
     const ScaledRows& scaled = *operands.scaled;

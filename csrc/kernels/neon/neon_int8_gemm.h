@@ -27,6 +27,12 @@ namespace isa_i8mm {
 void neon_pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block);
 bool neon_multiply(const Multiplication& call);
 }  // namespace isa_i8mm
+#if defined(__linux__)
+namespace isa_sve256 {
+void neon_pack_lhs(const Problem& problem, const LhsPart& part, int8_t* block);
+bool neon_multiply(const Multiplication& call);
+}  // namespace isa_sve256
+#endif
 #endif
 
 }  // namespace ao_arm

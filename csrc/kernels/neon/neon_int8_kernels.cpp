@@ -51,12 +51,13 @@ bool unpack(const Problem& problem, const uint8_t* block, Columns columns, const
 }
 
 // Fixed cycles of a call, and multiply-accumulates a cycle: modelled on Neoverse V1 (i8mm) and N1 (dotprod). An i8mm
-// instruction multiplies two rows, also where there is one.
-template <int64_t kStep, int kMacsPerCycle>
+// instruction multiplies two rows, also where there is one. Up to two rows wait for loads of the weight.
+template <int64_t kStep, int kMacsPerCycle, int kMacsPerCycleOfTwo>
 double cost(const Problem& problem, int64_t m, const CpuFeatures&) {
     const double rows = static_cast<double>(kStep == kI8mmStep ? round_up(m, 2) : m);
     const double columns = static_cast<double>(round_up(problem.n, kNeonTileColumns));
-    return 300.0 + rows * columns * static_cast<double>(round_up(problem.k, kStep)) / kMacsPerCycle;
+    const double rate = m <= 2 ? kMacsPerCycleOfTwo : kMacsPerCycle;
+    return 300.0 + rows * columns * static_cast<double>(round_up(problem.k, kStep)) / rate;
 }
 
 using PackLhs = void (*)(const Problem&, const LhsPart&, int8_t*);
@@ -68,12 +69,29 @@ constexpr Multiply kDotprodMultiply = isa_dotprod::neon_multiply, kI8mmMultiply 
 constexpr PackLhs kDotprodPackLhs = nullptr, kI8mmPackLhs = nullptr;
 constexpr Multiply kDotprodMultiply = nullptr, kI8mmMultiply = nullptr;
 #endif
+// Other operating systems give programs no vectors of SVE.
+#if defined(__aarch64__) && defined(__linux__)
+constexpr bool kHasSve = true;
+constexpr PackLhs kSvePackLhs = isa_sve256::neon_pack_lhs;
+constexpr Multiply kSveMultiply = isa_sve256::neon_multiply;
+#else
+constexpr bool kHasSve = false;
+constexpr PackLhs kSvePackLhs = nullptr;
+constexpr Multiply kSveMultiply = nullptr;
+#endif
 
-template <int64_t kStep, int kMacsPerCycle>
-constexpr Kernel neon(const char* id, const char* summary, uint32_t features, PackLhs pack_lhs, Multiply multiply) {
-    Kernel kernel = named_kernel(id, summary, Scheme::kInt8, features, reject_elsewhere<Architecture::kAArch64>);
+void reject_without_linux(const Problem& problem, std::vector<std::string>& reasons) {
+    reject_elsewhere<Architecture::kAArch64>(problem, reasons);
+    if (reasons.empty() && !kHasSve) reasons.push_back("it is built for Linux only");
+}
+
+template <int64_t kStep, int kMacsPerCycle, int kMacsPerCycleOfTwo = kMacsPerCycle>
+constexpr Kernel neon(const char* id, const char* summary, uint32_t features, PackLhs pack_lhs, Multiply multiply,
+                      void (*reject_reasons)(const Problem&,
+                                             std::vector<std::string>&) = reject_elsewhere<Architecture::kAArch64>) {
+    Kernel kernel = named_kernel(id, summary, Scheme::kInt8, features, reject_reasons);
     if (multiply == nullptr) return kernel;
-    kernel.cost = cost<kStep, kMacsPerCycle>;
+    kernel.cost = cost<kStep, kMacsPerCycle, kMacsPerCycleOfTwo>;
     kernel.packing_format = packing_format<kStep>;
     kernel.column_step = kNeonTileColumns;
     kernel.block_bytes = block_bytes<kStep>;
@@ -90,13 +108,16 @@ constexpr Kernel neon(const char* id, const char* summary, uint32_t features, Pa
     return kernel;
 }
 
-const Kernel kNeonI8mm = neon<kI8mmStep, 120>("neon/i8mm", "own int8 matrix-multiply micro-kernels", kDotprod | kI8mm,
-                                              kI8mmPackLhs, kI8mmMultiply);
+const Kernel kSveI8mm =
+    neon<kI8mmStep, 120, 110>("sve/i8mm_256", "own int8 matrix-multiply micro-kernels on SVE",
+                              kDotprod | kI8mm | kSve256, kSvePackLhs, kSveMultiply, reject_without_linux);
+const Kernel kNeonI8mm = neon<kI8mmStep, 120, 90>("neon/i8mm", "own int8 matrix-multiply micro-kernels",
+                                                  kDotprod | kI8mm, kI8mmPackLhs, kI8mmMultiply);
 const Kernel kNeonDotprod = neon<kDotprodStep, 31>("neon/dotprod", "own int8 dot product micro-kernels", kDotprod,
                                                    kDotprodPackLhs, kDotprodMultiply);
 
 }  // namespace
 
-std::vector<const Kernel*> neon_int8_kernels() { return {&kNeonI8mm, &kNeonDotprod}; }
+std::vector<const Kernel*> neon_int8_kernels() { return {&kSveI8mm, &kNeonI8mm, &kNeonDotprod}; }
 
 }  // namespace ao_arm

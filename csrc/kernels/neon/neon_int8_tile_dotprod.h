@@ -33,7 +33,7 @@ inline int32x4_t add_product(int32x4_t sums, int8x16_t columns, int8x16_t rows, 
 
 template <class, int kRows, int kTiles>
 struct Tile {
-    static constexpr int kColumns = kTiles * kNeonTileColumns;
+    static constexpr bool kLoneRowInVectors = true;
     static constexpr int kTileVectors = kNeonTileColumns / 4;
     static constexpr int kVectors = kTiles * kTileVectors;
     int32x4_t sums[kRows][kVectors];
@@ -47,10 +47,7 @@ struct Tile {
 
     inline void keep(int32_t* to, int64_t stride) const {
 #pragma GCC unroll 8
-        for (int row = 0; row < kRows; ++row)
-#pragma GCC unroll 12
-            for (int vector = 0; vector < kVectors; ++vector)
-                vst1q_s32(to + row * stride + 4 * vector, sums[row][vector]);
+        for (int row = 0; row < kRows; ++row) store_row(row, to + row * stride);
     }
 
     inline void resume(const int32_t* from, int64_t stride) {
@@ -85,7 +82,15 @@ struct Tile {
     }
 
     inline int32x4_t sums_of(int row, int vector) const { return sums[row][vector]; }
+
+    inline void store_row(int row, int32_t* to) const {
+#pragma GCC unroll 12
+        for (int vector = 0; vector < kVectors; ++vector) vst1q_s32(to + 4 * vector, sums[row][vector]);
+    }
 };
+
+template <class Lhs, int kRows, int kTiles>
+using TileOf = Tile<Lhs, kRows, kTiles>;
 
 inline void interleave_rows(const int8_t* const (&rows)[16 / kStep], int64_t bytes, int8_t* to, int64_t to_stride) {
     int64_t i = 0;

@@ -29,6 +29,7 @@ struct UnsignedLhs {
 template <class Lhs, int kRows, int kTiles>
 struct Tile {
     static constexpr int kPairs = (kRows + 1) / 2;
+    static constexpr bool kLoneRowInVectors = true;
     static constexpr int kColumns = kTiles * kNeonTileColumns;
     static constexpr int kTileVectors = kNeonTileColumns / 2;
     static constexpr int kVectors = kTiles * kTileVectors;
@@ -91,7 +92,17 @@ struct Tile {
         const int64x2_t right = vreinterpretq_s64_s32(sums[row / 2][2 * vector + 1]);
         return vreinterpretq_s32_s64(row % 2 == 0 ? vzip1q_s64(left, right) : vzip2q_s64(left, right));
     }
+
+    inline void store_row(int row, int32_t* to) const {
+#pragma GCC unroll 12
+        for (int vector = 0; vector < kColumns / 4; ++vector) vst1q_s32(to + 4 * vector, sums_of(row, vector));
+    }
 };
+
+#if !defined(__ARM_FEATURE_SVE_MATMUL_INT8)
+template <class Lhs, int kRows, int kTiles>
+using TileOf = Tile<Lhs, kRows, kTiles>;
+#endif
 
 inline void interleave_rows(const int8_t* const (&rows)[16 / kStep], int64_t bytes, int8_t* to, int64_t to_stride) {
     int64_t i = 0;
