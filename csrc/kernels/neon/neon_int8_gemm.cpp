@@ -1,10 +1,10 @@
 // Compiled once per instruction set, with AO_ARM_ISA naming the namespace. Everything but the entry points is local.
 //
-// From the instruction set's header: TileOf, the tile of sums for so many rows and tiles of columns, which fills at most
-// 24 registers, with add_step to multiply one step of both operands, add_part to multiply a part of a lone row's vector
-// (that is what kLoneRowInVectors asks for), store_row to write one row, sums_of for four columns of it, keep to write
-// all sums in the arrangement from which resume reads them; interleave_rows, which turns 16 / kStep rows into a vector
-// per step. A lone row stays as it is: a vector of it is 16 / kStep steps.
+// From the instruction set's header: TileOf, the tile of sums for so many rows and tiles of columns, which fills at
+// most 24 registers, with add_step to multiply one step of both operands, add_part to multiply a part of a lone row's
+// vector (that is what kLoneRowInVectors asks for), store_row to write one row, sums_of for four columns of it, keep to
+// write all sums in the arrangement from which resume reads them; interleave_rows, which turns 16 / kStep rows into a
+// vector per step. A lone row stays as it is: a vector of it is 16 / kStep steps.
 #include "kernels/neon/neon_int8_gemm.h"
 
 #include "core/instruction_set.h"
