@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cache import Report
-from cycles_pieces import counting_emulator, plugin
+from cycles_pieces import plugin
+from emulator_piece import emulator
 from marks import LABEL
 
 INSTRUCTION_BYTES = 4
@@ -144,10 +145,10 @@ class Counter:
     """Runs AArch64 programs in the emulator that counts."""
 
     def __init__(self, root: Path, report: Report = print) -> None:
-        emulator = counting_emulator(report)
+        built = emulator(report)
         self._root = root
-        self._emulator = emulator / "qemu-aarch64"
-        self._plugin = plugin(emulator, report)
+        self._emulator = built / "qemu-aarch64"
+        self._plugin = plugin(built, report)
 
     def run(
         self, model: str, command: Sequence[str | Path], env: Dictionary[str, str], caches: Sequence[int] = ()

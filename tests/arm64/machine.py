@@ -17,7 +17,8 @@ from pathlib import Path
 
 from cache import Report, cache_folder, key
 from commands import Unavailable
-from pieces import SITE_PACKAGES, compiler, emulator, root_file_system
+from emulator_piece import emulator
+from pieces import SITE_PACKAGES, compiler, root_file_system
 from project import TOOLCHAIN, BuildError, build, build_library, stage
 from scripts import write_python, write_script, write_tools
 from wheels import PYTHON
@@ -56,8 +57,8 @@ class Machine:
     def __init__(self, report: Report = print, checkout: Path = CHECKOUT) -> None:
         if sys.platform != "linux" or platform.machine() != "x86_64":
             raise Unavailable(f"this is {sys.platform} on {platform.machine()}, not Linux on x86_64")
-        self.emulator = emulator(report)
         self.compiler = compiler(report)
+        self.emulator = emulator(report) / "qemu-aarch64"
         self.root = root_file_system(report)
         self._report = report
         self._checkout = checkout

@@ -1,6 +1,5 @@
-"""What the emulated machine is made of: the emulator, the cross compiler, the root file system."""
+"""What the emulated machine is made of besides its emulator: the cross compiler, the root file system."""
 
-import shutil
 from pathlib import Path
 
 from cache import Report, piece
@@ -10,7 +9,6 @@ from wheels import PINS, PYTHON, unpack_wheels
 SUITE = "trixie"
 RECIPE = 1  # raise it when the way in which a piece is filled changes
 
-EMULATOR_PACKAGES = ("qemu-user",)
 COMPILER_PACKAGES = ("g++-aarch64-linux-gnu",)
 ROOT_PACKAGES = (
     f"python{PYTHON}",
@@ -21,6 +19,7 @@ ROOT_PACKAGES = (
     "libstdc++6",
 )
 SITE_PACKAGES = "usr/lib/python3/dist-packages"
+LIBRARIES = "usr/lib/x86_64-linux-gnu"  # of packages for this machine
 
 # The compiler is an x86 program: it runs on this machine's own C library, which is of the same release.
 NOT_WITH_COMPILER = frozenset({"libc6", "libgcc-s1", "libstdc++6"})
@@ -30,27 +29,12 @@ SDK_HEADERS = ("arm_compute", "half", "kai", "support", "utils", f"python{PYTHON
 SDK_LIBRARIES = ("libarm_compute*.a", "libkleidiai*.a")
 
 
-def emulator(report: Report) -> Path:
-    """QEMU's user-mode emulator, a static x86 program."""
-
-    def fill(folder: Path) -> None:
-        report("arm64: the first run downloads 1.5 GB, which takes some minutes: the emulator")
-        unpacked = folder / "unpacked"
-        unpack(EMULATOR_PACKAGES, suite=SUITE, architecture="amd64", into=unpacked)
-        (unpacked / "usr/bin/qemu-aarch64").rename(folder / "qemu-aarch64")
-        # The package emulates some thirty other processors, in 450 MB.
-        shutil.rmtree(unpacked)
-
-    asked = {"suite": SUITE, "packages": EMULATOR_PACKAGES, "recipe": RECIPE}
-    return piece("emulator", asked, fill, report, megabytes=550) / "qemu-aarch64"
-
-
 def compiler(report: Report) -> Path:
     """The folder of the cross compiler."""
     suite = codename()
 
     def fill(folder: Path) -> None:
-        report("arm64: downloading the cross compiler")
+        report("arm64: the first run downloads 1.5 GB, which takes some minutes: the cross compiler")
         unpack(
             COMPILER_PACKAGES,
             suite=suite,
