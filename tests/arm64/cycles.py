@@ -264,7 +264,7 @@ def show_models(cpu: str, threads: int, found: Mapping[str, Sequence[ModelRow]],
 def compare_models(given: argparse.Namespace, report: Report) -> tuple[str, int, dict[str, list[ModelRow]]]:
     """Model the encoders that are asked for, or read them."""
     if given.files:
-        return read_encoders(given.files)
+        return read_encoders(given.files, given.models)
     (threads,) = given.threads or (16,)
     machine, found = Machine(report), {}
     for model in given.models:

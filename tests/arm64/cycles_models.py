@@ -62,11 +62,12 @@ def write_encoders(file: Path, cpu: str, threads: int, found: Mapping[str, Seque
     file.write_text(json.dumps(plain, indent=1) + "\n")
 
 
-def read_encoders(files: Sequence[Path]) -> tuple[str, int, dict[str, list[ModelRow]]]:
-    """The core, the number of threads and the rows of each model in files that `write_encoders` wrote.
+def read_encoders(files: Sequence[Path], models: Sequence[str]) -> tuple[str, int, dict[str, list[ModelRow]]]:
+    """The core, the number of threads and the rows of these models in files that `write_encoders` wrote.
 
     Raises:
-        ValueError: if a file holds anything else, or if they are of different cores or numbers of threads.
+        ValueError: if a file holds anything else, if they are of different cores or numbers of threads, or if one of
+            the models is in none of them.
     """
     found: dict[str, list[ModelRow]] = {}
     setups = set()
@@ -74,17 +75,19 @@ def read_encoders(files: Sequence[Path]) -> tuple[str, int, dict[str, list[Model
         try:
             figures = json.loads(file.read_text())
             setups.add((str(figures["cpu"]), int(figures["threads"])))
-            models = {model: [ModelRow(*row) for row in rows] for model, rows in figures["models"].items()}
-            known = figures["cpu"] in TARGETS and models.keys() <= MODELS.keys()
+            of_file = {model: [ModelRow(*row) for row in rows] for model, rows in figures["models"].items()}
+            known = figures["cpu"] in TARGETS and of_file.keys() <= MODELS.keys()
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{file} is no file that --model --json wrote: {error!r}") from None
         if not known:
             raise ValueError(f"{file} names a core or models that are not known here")
-        found.update(models)
+        found.update(of_file)
     if len(setups) != 1:
         raise ValueError(f"the files are of different cores or numbers of threads: {sorted(setups)}")
+    if missing := [model for model in models if model not in found]:
+        raise ValueError(f"the files have no figures of {', '.join(missing)}; they have those of {', '.join(found)}")
     ((cpu, threads),) = setups
-    return cpu, threads, {model: found[model] for model in MODELS if model in found}
+    return cpu, threads, {model: found[model] for model in models}
 
 
 def model_table(model: str, rows: Sequence[ModelRow], cpu: str, threads: int) -> str:
@@ -141,7 +144,7 @@ def draw_models(found: Mapping[str, Sequence[ModelRow]], cpu: str, threads: int,
     axis.grid(True, alpha=0.3)
     axis.legend(fontsize="small")
     figure.suptitle(
-        f"int8 dynamic encoders on {cpu}, {threads} threads: modelled cycles of the busiest thread, nothing measured",
+        f"int8 dynamic encoders on {cpu}, {threads} threads: modelled cycles, nothing measured",
         fontsize="medium",
     )
     figure.savefig(file, dpi=120)

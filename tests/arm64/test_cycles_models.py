@@ -65,20 +65,23 @@ def test_models_are_written_read_and_merged(tmp_path: Path, capsys: pytest.Captu
     found = {name: model_rows(name, rows()) for name in ("distilbert", "bert-base")}
     for file, (name, of) in zip(files, found.items(), strict=True):
         write_encoders(file, "neoverse-v1", 16, {name: of})
-    assert read_encoders(files) == ("neoverse-v1", 16, found)
+    assert read_encoders(files, list(found)) == ("neoverse-v1", 16, found)
     assert main(["--model", "bert-base", "--from", *map(str, files)]) == 0
     printed = capsys.readouterr().out
     assert model_table("bert-base", found["bert-base"], "neoverse-v1", 16) in printed
+    assert "distilbert" not in printed
+    with pytest.raises(ValueError, match="no figures of bert-large; they have those of distilbert, bert-base"):
+        read_encoders(files, ["bert-large"])
 
     write_encoders(files[1], "neoverse-v1", 1, found)
     with pytest.raises(ValueError, match=r"different cores or numbers of threads: \[\('neoverse-v1', 1\), "):
-        read_encoders(files)
+        read_encoders(files, ["bert-base"])
     write_encoders(files[1], "neoverse-v9", 16, found)
     with pytest.raises(ValueError, match=r"names a core or models that are not known"):
-        read_encoders(files[1:])
+        read_encoders(files[1:], ["bert-base"])
     files[1].write_text("[]")
     with pytest.raises(ValueError, match=r"is no file that --model --json wrote"):
-        read_encoders(files[1:])
+        read_encoders(files[1:], ["bert-base"])
 
 
 def test_picture_of_encoders(tmp_path: Path) -> None:
