@@ -322,7 +322,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--set",
-        dest="set",
         choices=SETS,
         help="shapes that are looked at as a whole, with their candidates and threads unless others are named",
     )
@@ -415,8 +414,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(cpu, rows)
         if given.json:
             write(given.json, cpu, rows)
-        if given.set:
-            print(set_table(given.set, rows))
+        if given.set:  # after the figures are written, which are not to be lost
+            try:
+                print(set_table(given.set, rows))
+            except ValueError as error:
+                report(f"arm64: {error}")
+                return 2
     if given.plot and figures:
         plot(figures, given.plot)
     return 0

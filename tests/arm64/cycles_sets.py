@@ -1,6 +1,5 @@
 """Sets of shapes that say something as a whole, and their tables: torch's static grid, the linear layers of a Llama."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import product
 from statistics import mean
@@ -68,16 +67,16 @@ def set_table(name: str, rows: Sequence[Row]) -> str:
 
 
 def _ratios_table(name: str, cycles: Cycles) -> str:
-    pairs = [pair for pair in COMPARED if all(any(key[0] == side for key in cycles) for side in pair)]
     places = list(dict.fromkeys((shape, threads) for _, shape, threads in cycles))
-    lines = [(f"times as fast, {name}", "threads", *(f"{ours} / {peer}" for ours, peer in pairs))]
     ratios = {
         (pair, place): cycles[peer] / cycles[ours]
-        for pair in pairs
+        for pair in COMPARED
         for place in places
         for ours, peer in [((pair[0], *place), (pair[1], *place))]
         if ours in cycles and peer in cycles
     }
+    pairs = list(dict.fromkeys(pair for pair, _ in ratios))
+    lines = [(f"times as fast, {name}", "threads", *(f"{ours} / {peer}" for ours, peer in pairs))]
     for shape, threads in places:
         found = (ratios.get((pair, (shape, threads))) for pair in pairs)
         lines.append((shape, str(threads), *("-" if ratio is None else f"{ratio:.2f}" for ratio in found)))
@@ -88,7 +87,7 @@ def _ratios_table(name: str, cycles: Cycles) -> str:
 
 def _sums_table(name: str, cycles: Cycles) -> str:
     counts = SETS[name].shapes
-    sums: dict[tuple[str, int], int] = defaultdict(int)
+    sums: dict[tuple[str, int], int] = {}
     for candidate, threads in dict.fromkeys((candidate, threads) for candidate, _, threads in cycles):
         missing = [shape for shape in counts if (candidate, shape, threads) not in cycles]
         if missing:

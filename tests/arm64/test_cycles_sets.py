@@ -60,6 +60,9 @@ def test_a_set_chooses_among_figures_of_files(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "(2.50 x)" in printed
     assert "1x768x768" not in printed
+    write(file, "neoverse-v1", llama({"ours": 1000})[:2])
+    assert main(["--set", "llama-3-8b-decode", "--from", str(file)]) == 2
+    assert "ours has no figures of 1x4096x14336, 1x14336x4096" in capsys.readouterr().err
 
 
 def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
