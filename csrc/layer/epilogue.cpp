@@ -62,6 +62,7 @@ bool Epilogue::leaves_scaling_to_kernel() const {
 }
 
 ScaledRows Epilogue::scaled(const TileColumns& columns, int64_t row, int64_t count, const Tokens& tokens) const {
+    if (count == 0) return {};  // what follows may not exist then
     const int64_t n = layer_.weight.problem.n;
     return {count,
             static_cast<float*>(layer_.output) + row * n + columns.first,
