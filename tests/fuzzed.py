@@ -6,8 +6,9 @@
     arm64    what the first two found and as many random inputs again on emulated CPUs: the digests have to be x86's
 
 Without a subject all of them, each but the last for so many seconds. All of x86 runs under AddressSanitizer and
-UndefinedBehaviorSanitizer. Searches begin with `tests/fuzz_inputs/*.txt`, an input in each line, and with what earlier
-ones found, which is kept in the cache. An input that fails is written there too, and its path is printed.
+UndefinedBehaviorSanitizer. Searches begin with `tests/fuzz_inputs/*.txt`, an input in each line, and some of what
+earlier ones found, all of which is kept in the cache. An input that fails is written there too, and its path is
+printed.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ INPUTS = Path(__file__).with_name("fuzz_inputs")
 #: The longest inputs that are made up.
 LONGEST = {"weight": 400, "layer": 48}
 RANDOM_INPUTS = 300
-#: Of what was found before, as emulation takes its time.
+#: Of what was found before: a search reads all that it begins with first, and emulation takes its time.
 MOST_FOUND = 300
 #: One of each kind; `max` would show nothing new.
 EMULATED = tuple(cpu for cpu in CPUS if cpu != "max")
@@ -66,10 +67,15 @@ def fuzzers() -> Path:
     return build_here(targets, flags, report, settings, clang_environment(report))
 
 
+def some_found(subject: str, chance: random.Random) -> list[bytes]:
+    paths = sorted(found(subject).iterdir())
+    return [path.read_bytes() for path in chance.sample(paths, min(MOST_FOUND, len(paths)))]
+
+
 def search(subject: str, seconds: int) -> None:
     tree = fuzzers()
-    with tempfile.TemporaryDirectory() as folder:
-        write_inputs(Path(folder), checked_in(subject))
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as new:
+        write_inputs(Path(folder), checked_in(subject) + some_found(subject, random.Random()))
         failing = cache_folder().parent / "fuzz" / f"{subject}-failing-"
         options = {
             "max_total_time": seconds,
@@ -80,7 +86,10 @@ def search(subject: str, seconds: int) -> None:
             "artifact_prefix": failing,
         }
         words = [f"-{name}={value}" for name, value in options.items()]
-        sanitized.run([tree / f"fuzz_{subject}", *words, found(subject), folder])
+        try:
+            sanitized.run([tree / f"fuzz_{subject}", *words, new, folder])
+        finally:
+            write_inputs(found(subject), (path.read_bytes() for path in Path(new).iterdir()))
 
 
 def ops(seconds: int) -> None:
@@ -102,7 +111,7 @@ def arm64(_: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             chance = random.Random(subject)
             write_inputs(Path(folder), checked_in(subject))
-            write_inputs(Path(folder), (path.read_bytes() for path in sorted(found(subject).iterdir())[:MOST_FOUND]))
+            write_inputs(Path(folder), some_found(subject, chance))
             write_inputs(Path(folder), (chance.randbytes(chance.randint(1, longest)) for _ in range(RANDOM_INPUTS)))
             program = f"replay_{subject}"
             done = subprocess.run([here / program, folder], text=True, capture_output=True)
