@@ -59,7 +59,9 @@ struct Starts {
     explicit Starts(const Problem& problem) {
         const bool is_long = problem.group > kLongInt4Group;
         low = vdupq_n_s32(is_long ? 0 : kMagicOf16Bits);
-        bytes = vaddq_s32(low, vdupq_n_s32(is_long ? 0 : kMagicBits));
+        // Beyond 2^31 it wraps around, as the sums do that are added to it.
+        const uint32x4_t wrapped = vaddq_u32(vreinterpretq_u32_s32(low), vdupq_n_u32(is_long ? 0 : kMagicBits));
+        bytes = vreinterpretq_s32_u32(wrapped);
     }
 };
 
