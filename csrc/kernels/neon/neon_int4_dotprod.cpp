@@ -109,7 +109,7 @@ AO_ARM_TILE tile(const Part& part) {
                     unrolled<kRowsOfTile>(AO_ARM_UNROLLED(r) {
                         int32x4_t& of_group = acc[r][c][0];
                         if constexpr (kSplit == 2) of_group = vaddq_s32(of_group, acc[r][c][1]);
-                        if constexpr (kRaw && c == 1) of_group = vsubq_s32(of_group, acc[r][0][0]);
+                        if constexpr (kRaw && c == 1) of_group = less(of_group, acc[r][0][0]);
                         const float32x4_t values = to_float < kKind, c0 + c == 0 && !kZeros > (of_group);
                         sums[r][c0 + c] = vfmaq_f32(sums[r][c0 + c], values, scale);
                     });

@@ -154,7 +154,7 @@ AO_ARM_TILE tile(const Part& part) {
                 const float32x4_t scale = for_pair(four[c / 2], c % 2);
                 unrolled<kPairs>(AO_ARM_UNROLLED(p) {
                     constexpr bool kCorrected = kFirstPair + c < 2 && !kZeros;
-                    if constexpr (kRaw && c >= 2) acc[p][c] = vsubq_s32(acc[p][c], acc[p][c - 2]);
+                    if constexpr (kRaw && c >= 2) acc[p][c] = less(acc[p][c], acc[p][c - 2]);
                     const float32x4_t of_group = to_float<kKind, kCorrected>(acc[p][c]);
                     acc[p][c] = load_here(start_of<kFirstPair + c / 2 * 2, kZeros, kRaw>(low_starts, p, starts));
                     if constexpr (p * kColumnPairs + c >= kInRegisters) {
@@ -233,7 +233,7 @@ AO_ARM_TILE row_tile(const Part& part) {
                 unrolled<2>(AO_ARM_UNROLLED(v) { acc[half][v][0] = vaddq_s32(acc[half][v][0], acc[half][v][1]); });
             of_group[half] = vpaddq_s32(acc[half][0][0], acc[half][1][0]);
         });
-        if (!kZeros) of_group[1] = vsubq_s32(of_group[1], of_group[0]);
+        if (!kZeros) of_group[1] = less(of_group[1], of_group[0]);
         sums[0] = vfmaq_f32(sums[0], to_float<kKind, !kZeros>(of_group[0]), load_scales(scales, 0, Scale()));
         sums[1] = vfmaq_f32(sums[1], to_float<kKind, false>(of_group[1]), load_scales(scales, 4, Scale()));
         begin_group();

@@ -99,6 +99,11 @@ inline int32x4_t start() {
     return vdupq_n_s32(kKind == kLong ? 0 : kMagicBits);
 }
 
+// Of sums that may have wrapped around, as magic bits are large: what is left did not.
+inline int32x4_t less(int32x4_t sum, int32x4_t other) {
+    return vreinterpretq_s32_u32(vsubq_u32(vreinterpretq_u32_s32(sum), vreinterpretq_u32_s32(other)));
+}
+
 // kLow: of low nibbles without zero points.
 template <Kind kKind, bool kLow>
 inline float32x4_t to_float(int32x4_t sum) {
