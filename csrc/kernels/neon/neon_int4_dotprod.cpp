@@ -85,8 +85,8 @@ AO_ARM_TILE tile(const Part& part) {
                     zero[c] = kZeros ? zeros_of_four(zeros + 4 * (c0 + c)) : vdupq_n_s8(0);
                     unrolled<kRowsOfTile>(AO_ARM_UNROLLED(r) {
                         constexpr bool kCorrected = kRaw || (c0 + c == 0 && !kZeros);
-                        acc[r][c][0] =
-                            load_here(kCorrected ? own_starts + 4 * ((c0 + c) * kInt4BytesStart + r) : starts);
+                        acc[r][c][0] = load_here(
+                            kCorrected ? own_starts + 4 * ((c0 + c) * int4_bytes_start(kRowsOfTile) + r) : starts);
                         if constexpr (kSplit == 2) acc[r][c][1] = load_here(starts + 4);
                     });
                 });
@@ -117,7 +117,7 @@ AO_ARM_TILE tile(const Part& part) {
             });
         }
         lhs += chunks * kChunk;
-        own_starts += kInt4StartVectors * 4;
+        own_starts += int4_start_vectors(kRowsOfTile) * 4;
         weight += group_bytes;
         scales += group_bytes;
         zeros += group_bytes;

@@ -11,10 +11,12 @@ constexpr int64_t kNeonInt4Columns = 8;
 
 // Without zero points a low nibble is q + 8 and a high one q: read as an int8, a byte is 16 * q of the second column
 // + (q + 8) of the first one. The sums of the low nibbles start at -8 times the sum of the activations of the group;
-// these numbers follow the rows of a lhs block: for each group kInt4StartVectors vectors.
+// these numbers follow the rows of a lhs block: for each group int4_start_vectors(rows) vectors. A lone row, whose
+// groups pass by with each column block, has them close together.
 constexpr int64_t kInt4StartVectors = 8;
+constexpr int64_t int4_start_vectors(int64_t rows) { return rows == 1 ? 2 : kInt4StartVectors; }
 // Of blocks with up to half as many vectors of starts: the first of those for whole bytes.
-constexpr int64_t kInt4BytesStart = kInt4StartVectors / 2;
+constexpr int64_t int4_bytes_start(int64_t rows) { return int4_start_vectors(rows) / 2; }
 
 // Bytes of a lhs block of `rows` rows. The starts of one more group are read, for no use.
 inline int64_t neon_int4_lhs_bytes(const Problem& problem, int64_t rows) {

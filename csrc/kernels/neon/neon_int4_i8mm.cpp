@@ -40,7 +40,7 @@ inline void dot_here(int32x4_t& acc, int8x16_t lhs, int8x16_t rhs) {
 template <int kPair, bool kZeros, bool kRaw>
 inline const int32_t* start_of(const int32_t* low_starts, int pair, const int32_t* starts) {
     if (kZeros) return starts;
-    return kPair < 2 ? low_starts + 4 * pair : kRaw ? low_starts + 4 * (kInt4BytesStart + pair) : starts;
+    return kPair < 2 ? low_starts + 4 * pair : kRaw ? low_starts + 4 * (int4_bytes_start(kI8mmRows) + pair) : starts;
 }
 
 // kPairs pairs of rows by kColumnPairs pairs of columns, from kFirstPair on. The first two pairs of columns are low
@@ -205,10 +205,10 @@ AO_ARM_TILE row_tile(const Part& part) {
     const auto begin_group = [&]() __attribute__((always_inline)) {
         unrolled<4>(AO_ARM_UNROLLED(c) {
             constexpr int half = c / 2, v = c % 2;
-            acc[half][v][0] = load_here(kZeros ? starts : own_starts + 4 * (half * kInt4BytesStart));
+            acc[half][v][0] = load_here(kZeros ? starts : own_starts + 4 * (half * int4_bytes_start(1)));
             if constexpr (kSplit == 2) acc[half][v][1] = load_here(starts + 4);
         });
-        own_starts += kInt4StartVectors * 4;
+        own_starts += int4_start_vectors(1) * 4;
     };
     begin_group();
     for (int64_t g = 0; g < part.groups; ++g) {

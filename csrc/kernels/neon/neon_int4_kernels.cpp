@@ -102,6 +102,7 @@ template <int64_t kGroup>
 void pack_pairs(const Problem& problem, const LhsPart& part, int8_t* block) {
     const int64_t padded_k = problem.padded_k(), stride = i8mm_pairs(part.of) * 16;
     const int64_t group = kGroup == 0 ? problem.padded_group() : kGroup;
+    const int64_t bytes_start = int4_bytes_start(part.of);
     const Starts of_sums(problem);
     // Of a lone row each column has two sums, each with half of the start.
     const int32x4_t shift = vdupq_n_s32(part.of == 1 ? -1 : 0);
@@ -109,7 +110,7 @@ void pack_pairs(const Problem& problem, const LhsPart& part, int8_t* block) {
         const int8_t *one = part.rows[row], *other = part.rows[row + 1 < part.count ? row + 1 : row];
         int8_t* to = block + (part.first + row) * 8;
         auto* starts = reinterpret_cast<int32_t*>(block + kI8mmRows * padded_k);
-        for (int64_t g = 0; g < padded_k; g += group, starts += 4 * kInt4StartVectors) {
+        for (int64_t g = 0; g < padded_k; g += group, starts += 4 * int4_start_vectors(part.of)) {
             SumsOfPair sums;
             for (int64_t l = g; l < g + group; l += 32, to += 4 * stride) {
                 int8x16_t first[2], second[2];
@@ -123,7 +124,7 @@ void pack_pairs(const Problem& problem, const LhsPart& part, int8_t* block) {
             const int32x4_t low = vsubq_s32(of_sums.low, sums.eightfold());
             const int32x4_t bytes = vsubq_s32(of_sums.bytes, sums.eightfold());
             vst1q_s32(starts + 4 * at, vshlq_s32(low, shift));
-            if (part.of <= 2 * kInt4BytesStart) vst1q_s32(starts + 4 * (kInt4BytesStart + at), vshlq_s32(bytes, shift));
+            if ((part.of + 1) / 2 <= bytes_start) vst1q_s32(starts + 4 * (bytes_start + at), vshlq_s32(bytes, shift));
         }
     }
 }
@@ -132,6 +133,7 @@ void pack_pairs(const Problem& problem, const LhsPart& part, int8_t* block) {
 template <int64_t kGroup>
 void pack_rows(const Problem& problem, const LhsPart& part, int8_t* block) {
     const int64_t padded_k = problem.padded_k(), group = kGroup == 0 ? problem.padded_group() : kGroup;
+    const int64_t bytes_start = int4_bytes_start(part.of);
     const Starts of_sums(problem);
     for (int64_t i = 0; i < part.count; i += 2) {
         const int64_t at = part.first + i;
@@ -140,7 +142,7 @@ void pack_rows(const Problem& problem, const LhsPart& part, int8_t* block) {
         auto* starts = reinterpret_cast<int32_t*>(block + kDotprodRows * padded_k);
         std::memcpy(block + at * padded_k, one, padded_k);
         if (paired) std::memcpy(block + (at + 1) * padded_k, other, padded_k);
-        for (int64_t g = 0; g < padded_k; g += group, starts += 4 * kInt4StartVectors) {
+        for (int64_t g = 0; g < padded_k; g += group, starts += 4 * int4_start_vectors(part.of)) {
             SumsOfPair sums;
             for (int64_t l = g; l < g + group; l += 32) {
                 int8x16_t first[2], second[2];
@@ -153,8 +155,8 @@ void pack_rows(const Problem& problem, const LhsPart& part, int8_t* block) {
                                             vreinterpretq_s32_s64(vdupq_laneq_s64(both, 1))};
             for (int64_t of = 0; of < (paired ? 2 : 1); ++of) {
                 vst1q_s32(starts + 4 * (at + of), vsubq_s32(of_sums.low, eightfold[of]));
-                if (part.of <= kInt4BytesStart)
-                    vst1q_s32(starts + 4 * (kInt4BytesStart + at + of), vsubq_s32(of_sums.bytes, eightfold[of]));
+                if (part.of <= bytes_start)
+                    vst1q_s32(starts + 4 * (bytes_start + at + of), vsubq_s32(of_sums.bytes, eightfold[of]));
             }
         }
     }

@@ -185,7 +185,7 @@ bool multiply_blocks(const Multiplication& call) {
             part.groups = groups - group < resident || rows == 1 ? groups - group : resident;
             part.first = group == 0;
             part.lhs = block + group * padded_group * Tiles::interleaved_rows(rows);
-            part.starts = starts + group * kInt4StartVectors * 4;
+            part.starts = starts + group * int4_start_vectors(rows) * 4;
             part.weight = call.weight + group * part.group_bytes;
             part.scales = part.weight + nibble_bytes;
             part.zeros = part.scales + scale_bytes;
