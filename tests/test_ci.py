@@ -34,7 +34,8 @@ def test_each_command_is_found(tmp_path: Path) -> None:
         shutil.copy2(CHECKOUT / name, tmp_path)
     done = run(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    demo, hooks, soak, tests, wheel, arm64_wheel, runtimes, sanitized, fuzzed = done.stdout.splitlines()
+    printed = [line for line in done.stdout.splitlines() if not re.fullmatch(r"\(after \d+ s\)", line)]
+    demo, hooks, soak, tests, wheel, arm64_wheel, runtimes, sanitized, fuzzed = printed
     assert demo.startswith("+ python3 -m venv .venv && ") and demo.endswith(" -m ao_arm demo")
     assert hooks.startswith("+ .venv/bin/pip install ") and hooks.endswith("/pre-commit install")
     assert soak == "+ .venv/bin/python tests/soak.py --seconds 10 --calls 20000 --bytes-apart 7"
