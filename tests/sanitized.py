@@ -53,9 +53,9 @@ TSAN_OPTIONS = {
     # Only what instrumented code does is judged.
     "ignore_noninstrumented_modules": "1",
 }
-#: Not under AddressSanitizer. It keeps what was freed, so that how much memory is held says nothing; where address space
-#: is limited it ends the process, for want of its own; and a child of a fork may wait for its allocator for ever, if
-#: another thread was in it: GCC 12's knows no forks.
+#: Tests that do not run under AddressSanitizer. It keeps what was freed, so that how much memory is held says nothing;
+#: where address space is limited it ends the process, for want of its own; and a child of a fork may wait for its
+#: allocator for ever, if another thread was in it: GCC 12's knows no forks.
 LEFT_OUT = tuple(
     f"tests/test_soak.py::test_{name}"
     for name in (
@@ -66,8 +66,10 @@ LEFT_OUT = tuple(
         "a_child_that_is_ended_by_a_signal_is_found",
     )
 )
-#: Seconds after which a test that still runs hangs: where it does is printed, and all ends. The slowest take two minutes.
-HANGING = 1200
+#: Folders and files of tests that call no op as others do not: builds and emulation, and kernels of Jupyter.
+OTHER_TESTS = ("arm64", "csrc", "test_tutorials.py")
+#: Seconds after which a test that still runs hangs: where it does is printed, and all ends. Others take half a minute.
+HANGING = 600
 #: Subjects that run at the same time, and parts of the Python tests.
 AT_ONCE = min(2, os.cpu_count() or 1)
 #: More than run at the same time, as some take longer.
@@ -82,7 +84,7 @@ def options(given: dict[str, str]) -> str:
 def run(command: Sequence[str | Path], env: dict[str, str] | None = None) -> None:
     """Run a program to its end, in the checkout, and print what it said: in one piece, as others run beside it.
 
-    It is not waited for what it may leave running.
+    What it may leave running is not waited for.
 
     Raises:
         subprocess.CalledProcessError: if it fails.
@@ -157,7 +159,7 @@ def python(everything: bool) -> None:
     env = memory_environment(tree / LIBRARY)
     left_out = [f"--deselect={test}" for test in LEFT_OUT]
     paths = sorted(Path(__file__).parent.rglob("test_*.py"))
-    files = [path for path in paths if path.parent.name not in ("arm64", "csrc")]
+    files = [path for path in paths if not {path.parent.name, path.name} & {*OTHER_TESTS}]
 
     def run_part(part: int) -> None:
         run_pytest([*files[part::PARTS], *left_out, *chosen], env)
