@@ -72,8 +72,8 @@ OTHER_TESTS = ("arm64", "csrc", "test_tutorials.py")
 HANGING = 600
 #: Subjects that run at the same time, and parts of the Python tests.
 AT_ONCE = min(2, os.cpu_count() or 1)
-#: More than run at the same time, as some take longer.
-PARTS = 4
+#: Many more than run at the same time, as some take longer.
+PARTS = 8
 report = partial(print, flush=True)
 
 
