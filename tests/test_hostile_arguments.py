@@ -1,6 +1,7 @@
 """Arguments and packed bytes that somebody made up: refused by name and at once, and nothing else is read."""
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -259,8 +260,22 @@ def test_sizes_on_the_meta_device_are_checked() -> None:
 
 
 def test_more_than_there_is_memory_for() -> None:
-    """A row that is repeated without being copied: it is the output that would take petabytes."""
+    """Rows that are repeated without being copied: their outputs or copies would take petabytes."""
     packed, scale = _ops.pack_int8(cases.int8_values(40, 96), ""), torch.ones(40)
-    x = torch.randn(1, 96).expand(1 << 46, 96)
-    with pytest.raises(MemoryError, match=r"no memory left for a tensor of shape \(70368744177664, 40\)"):
-        _ops.call(_ops.linear_int8_dynamic, x, packed, scale, None, True, True)
+    x, q, token_scale = torch.randn(1, 96), torch.ones(1, 96, dtype=torch.int8), torch.ones(1, 1)
+
+    def repeated(tensor: Tensor) -> Tensor:
+        return tensor.expand(1 << 46, tensor.shape[1])
+
+    def lacks(what: str, op: Any, *args: Any) -> None:
+        with pytest.raises(MemoryError, match=re.escape(f"no memory left for {what}")):
+            _ops.call(op, *args)
+
+    weight = (packed, scale, None)
+    lacks("a tensor of shape (70368744177664, 40)", _ops.linear_int8_dynamic, repeated(x), *weight, True, True)
+    negated = torch._neg_view(repeated(x))
+    shared = ([packed], [scale], [None], True, True)
+    lacks("a copy of a tensor of shape (70368744177664, 96)", _ops.linear_int8_dynamic_shared, negated, *shared)
+    whats = ("what is given of 70368744177664 tokens", "a copy of a tensor of shape (70368744177664, 1)")
+    for what, of_tokens in zip(whats, (token_scale, repeated(token_scale)), strict=True):
+        lacks(what, _ops.linear_int8_quantized, repeated(q), of_tokens, None, *weight, torch.float32)

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
+#include <new>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -41,12 +43,28 @@ uint8_t* thread_scratch(int64_t bytes) {
     return buffer.memory;
 }
 
+// What `copy` makes of a tensor; all that torch can object to is the copy's size.
+template <class Copy>
+Tensor copied(const Tensor& tensor, const Copy& copy) {
+    try {
+        return copy(tensor);
+    } catch (const std::exception&) {
+        fail_for_memory("a copy of a tensor of shape " + shape_of(tensor) + " and type " + type_name(tensor));
+    }
+}
+
 // The elements of a tensor that has one for each of m tokens or one for all, each as a T.
 template <class Element, class T>
-std::vector<T> for_each_token(const Tensor& tensor, int64_t m) {
+std::unique_ptr<T[]> for_each_token(const Tensor& tensor, int64_t m) {
     const Tensor elements = as_contiguous(tensor);
     const auto* data = static_cast<const Element*>(elements.const_data_ptr());
-    return elements.numel() == m ? std::vector<T>(data, data + m) : std::vector<T>(m, static_cast<T>(*data));
+    std::unique_ptr<T[]> of_tokens(new (std::nothrow) T[m]);
+    if (of_tokens == nullptr) fail_for_memory("what is given of " + std::to_string(m) + " tokens");
+    if (elements.numel() == m)
+        std::copy(data, data + m, of_tokens.get());
+    else
+        std::fill_n(of_tokens.get(), m, static_cast<T>(*data));
+    return of_tokens;
 }
 
 void check_count(const Tensor& tensor, int64_t m, const char* name) {
@@ -122,15 +140,17 @@ Tensor empty_output(const Tensor& input, int64_t n, ScalarType type) {
 }
 
 Tensor as_contiguous(const Tensor& tensor) {
-    if (!tensor.is_contiguous()) return torch::stable::contiguous(tensor);
-    return is_aligned(tensor) ? tensor : torch::stable::clone(tensor);
+    if (!tensor.is_contiguous()) return copied(tensor, [](const Tensor& of) { return torch::stable::contiguous(of); });
+    return is_aligned(tensor) ? tensor : settled(tensor);
 }
 
 std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
     return tensor ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
 }
 
-Tensor settled(const Tensor& tensor) { return torch::stable::clone(tensor); }
+Tensor settled(const Tensor& tensor) {
+    return copied(tensor, [](const Tensor& of) { return torch::stable::clone(of); });
+}
 
 std::vector<Tensor> settled(const std::vector<Tensor>& tensors) {
     std::vector<Tensor> copies;
@@ -147,15 +167,15 @@ std::vector<std::optional<Tensor>> settled(const std::vector<std::optional<Tenso
 
 void GivenTokens::lend_to(Linear* layer) const {
     layer->activation_scale = ActivationScale::kGiven;
-    layer->token_scale = scale.data();
-    layer->token_zero_point = zero_point.empty() ? nullptr : zero_point.data();
+    layer->token_scale = scale.get();
+    layer->token_zero_point = zero_point.get();
 }
 
 GivenTokens given_tokens(const Tensor& act_scale, const std::optional<Tensor>& act_zero_point, int64_t m) {
     check_count(act_scale, m, "act_scale");
     if (act_scale.scalar_type() != ScalarType::Float)
         fail("act_scale must be torch.float32, not " + type_name(act_scale));
-    GivenTokens tokens = {for_each_token<float, float>(act_scale, m), {}};
+    GivenTokens tokens = {for_each_token<float, float>(act_scale, m), nullptr};
     if (!act_zero_point) return tokens;
     check_count(*act_zero_point, m, "act_zero_point");
     if (act_zero_point->scalar_type() == ScalarType::Char)
@@ -165,12 +185,13 @@ GivenTokens given_tokens(const Tensor& act_scale, const std::optional<Tensor>& a
     else
         fail("act_zero_point must be torch.int8 or torch.int32, not " + type_name(*act_zero_point));
     bool zeros = true;
-    for (const int32_t zero_point : tokens.zero_point) {
+    for (int64_t i = 0; i < m; ++i) {
+        const int32_t zero_point = tokens.zero_point[i];
         if (zero_point < -128 || zero_point > 127)
             fail("act_zero_point must lie in [-128, 127], but holds " + std::to_string(zero_point));
         zeros &= zero_point == 0;
     }
-    if (zeros) tokens.zero_point.clear();
+    if (zeros) tokens.zero_point.reset();
     return tokens;
 }
 

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -33,8 +34,8 @@ std::vector<std::optional<Tensor>> settled(const std::vector<std::optional<Tenso
 
 // What a caller gives of quantized activations, as the driver takes it: one for each token.
 struct GivenTokens {
-    std::vector<float> scale;
-    std::vector<int32_t> zero_point;  // empty if all are 0
+    std::unique_ptr<float[]> scale;
+    std::unique_ptr<int32_t[]> zero_point;  // null if all are 0
 
     // The layer borrows both.
     void lend_to(Linear* layer) const;
