@@ -69,7 +69,7 @@ LEFT_OUT = tuple(
 #: Folders and files of tests that call no op as others do not: builds and emulation, and kernels of Jupyter.
 OTHER_TESTS = ("arm64", "csrc", "test_tutorials.py")
 #: Seconds after which a test that still runs hangs: where it does is printed, and all ends. Others take half a minute.
-HANGING = 600
+HANGING = 1800
 #: Subjects that run at the same time, and parts of the Python tests.
 AT_ONCE = min(2, os.cpu_count() or 1)
 #: Many more than run at the same time, as some take longer.

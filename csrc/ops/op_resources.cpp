@@ -58,6 +58,7 @@ template <class Element, class T>
 std::unique_ptr<T[]> for_each_token(const Tensor& tensor, int64_t m) {
     const Tensor elements = as_contiguous(tensor);
     const auto* data = static_cast<const Element*>(elements.const_data_ptr());
+    // No vector, whose error would not say what there is no memory for.
     std::unique_ptr<T[]> of_tokens(new (std::nothrow) T[m]);
     if (of_tokens == nullptr) fail_for_memory("what is given of " + std::to_string(m) + " tokens");
     if (elements.numel() == m)
